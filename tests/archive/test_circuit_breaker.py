@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -20,9 +19,11 @@ from cartd.errors import Unavailable
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.staging.stager import Stager
 from cartd.volume.locks import ProcessLocks
-from tests.support.memory_store import MemoryStore
+from tests.support.sqlite_store import SqliteStore
 from tests.support.staging_parts import Bench, outage, passing, unavailable
 from tests.support.volume_parts import InThisThread, begin, failure_of, logged, outcome, result_of
+
+pytest_plugins = ("tests.support.database_fixtures",)
 
 FILES = {str(number): b"data %d" % number for number in range(1, 9)}
 LINES = (
@@ -35,8 +36,8 @@ LINES = (
 class OutageScenario(Bench):
     """A stager, an archive with outages, and what was recorded of them in the store."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, FILES)
+    def __init__(self, store: SqliteStore, root: Path) -> None:
+        super().__init__(store, root, FILES)
         self.recorded: list[str] = []
         self.failing_writes: float = 0
         """So many writes of the status fail."""
@@ -82,18 +83,18 @@ class OutageScenario(Bench):
         self.clock.pump([0.125] * int(seconds * 8))
 
     def status(self, cart_id: int) -> CartStatus:
-        return self.store.cart_rows[cart_id].status
+        return self.store.cart(cart_id).status
 
     def heads(self) -> list[str]:
         return [name for method, name in self.archive.asked if method == "HEAD"]
 
     def cart(self, cart_id: int) -> Cart:
-        return self.store.cart_rows[cart_id]
+        return self.store.cart(cart_id)
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[OutageScenario]:
-    scene = OutageScenario(tmp_path / "volume")
+def scene(tmp_path: Path, sqlite_store: SqliteStore) -> Iterator[OutageScenario]:
+    scene = OutageScenario(sqlite_store, tmp_path / "volume")
     scene.start()
     yield scene
     scene.stop()
@@ -109,12 +110,12 @@ def in_log(events: list[LogEvent]) -> list[str]:
 class Files:
     """Files that are requested without a stager, as many as a test needs."""
 
-    def __init__(self, root: Path, number: int, *, connections: int) -> None:
-        self.scene = OutageScenario(root)
+    def __init__(self, store: SqliteStore, root: Path, number: int, *, connections: int) -> None:
+        self.scene = OutageScenario(store, root)
         self.scene.archive.files = {str(n): b"x" for n in range(number)}
         self.context = self.scene.context(connections=connections)
         self.cart = self.scene.put()
-        self.rows = self.scene.store.rows[self.cart.id]
+        self.rows = self.scene.store.files(self.cart.id)
 
     async def _state(self, file: CartFile) -> None:
         async def state() -> object:
@@ -183,8 +184,10 @@ class TestWaiting:
         scene.run(20)
         assert scene.status(late) is CartStatus.READY
 
-    def test_a_request_queued_for_the_semaphore_waits_too(self, tmp_path: Path) -> None:
-        files = Files(tmp_path / "volume", 5, connections=1)
+    def test_a_request_queued_for_the_semaphore_waits_too(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        files = Files(sqlite_store, tmp_path / "volume", 5, connections=1)
         archive, clock = files.scene.archive, files.scene.clock
         held = archive.holds["HEAD", "0"] = Deferred()
         outcomes = files.ask(files.rows)
@@ -198,8 +201,10 @@ class TestWaiting:
         clock.pump([0.5] * 2)
         assert outcomes == [[None]] * 5
 
-    def test_a_probe_acquires_the_semaphore_like_any_request(self, tmp_path: Path) -> None:
-        files = Files(tmp_path / "volume", 3, connections=2)
+    def test_a_probe_acquires_the_semaphore_like_any_request(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        files = Files(sqlite_store, tmp_path / "volume", 3, connections=2)
         archive, clock = files.scene.archive, files.scene.clock
         held = archive.holds["HEAD", "0"] = Deferred()
         archive.bad["1"] = outage()
@@ -212,8 +217,10 @@ class TestWaiting:
         held.callback(None)
         assert files.scene.heads()[2:3] == ["2"]
 
-    def test_a_released_waiter_may_cancel_others(self, tmp_path: Path) -> None:
-        files = Files(tmp_path / "volume", 4, connections=4)
+    def test_a_released_waiter_may_cancel_others(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        files = Files(sqlite_store, tmp_path / "volume", 4, connections=4)
         files.scene.archive.failure = outage()
         files.ask(files.rows[:1])
         files.scene.archive.failure = None
@@ -226,8 +233,10 @@ class TestWaiting:
         files.scene.clock.advance(0)
         assert outcomes == [[CancelledError], [None], [False]]
 
-    def test_two_thousand_waiters_are_released_in_a_loop(self, tmp_path: Path) -> None:
-        files = Files(tmp_path / "volume", 2000, connections=500)
+    def test_two_thousand_waiters_are_released_in_a_loop(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        files = Files(sqlite_store, tmp_path / "volume", 2000, connections=500)
         archive = files.scene.archive
         archive.failure = outage()
         outcomes = files.ask(files.rows)
@@ -239,8 +248,10 @@ class TestWaiting:
         files.scene.run(20)
         assert outcomes == [[None]] * 2000
 
-    def test_requests_ramp_up_after_an_outage(self, tmp_path: Path) -> None:
-        files = Files(tmp_path / "volume", 4000, connections=500)
+    def test_requests_ramp_up_after_an_outage(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        files = Files(sqlite_store, tmp_path / "volume", 4000, connections=500)
         archive, clock = files.scene.archive, files.scene.clock
         archive.holds["HEAD", "0"] = Deferred()
         burst = archive.holds["HEAD", "*"] = Deferred()
@@ -308,8 +319,10 @@ class TestCause:
         assert scene.heads().count("2") == 3
         assert scene.recorded == []
 
-    def test_many_unavailable_files_cost_few_probes(self, tmp_path: Path) -> None:
-        files = Files(tmp_path / "volume", 201, connections=4)
+    def test_many_unavailable_files_cost_few_probes(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        files = Files(sqlite_store, tmp_path / "volume", 201, connections=4)
         scene = files.scene
         files.ask(files.rows[:1])
         for row in files.rows[1:]:
@@ -435,8 +448,10 @@ class TestCause:
         cart = scene.begin("2")
         assert scene.status(cart) is CartStatus.ERROR
 
-    def test_with_one_try_a_body_broken_by_an_outage_is_retried(self, tmp_path: Path) -> None:
-        scene = OutageScenario(tmp_path / "volume")
+    def test_with_one_try_a_body_broken_by_an_outage_is_retried(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        scene = OutageScenario(sqlite_store, tmp_path / "volume")
         scene.tries = 1
         scene.start()
         scene.begin("1")
@@ -461,8 +476,8 @@ class TestCause:
         scene.run(0.25)
         assert scene.status(good) is CartStatus.READY
 
-    def test_a_file_is_no_probe_target_for_itself(self) -> None:
-        target = ProbeTargets(MemoryStore())
+    def test_a_file_is_no_probe_target_for_itself(self, sqlite_store: SqliteStore) -> None:
+        target = ProbeTargets(sqlite_store.leases)
         target.record_success("1")
         assert not target.succeeded_since(0, other_than="1")
         assert target.succeeded_since(0, other_than="2")
@@ -470,8 +485,10 @@ class TestCause:
 
 
 class TestOutageLimit:
-    def test_a_cart_fails_at_the_outage_limit_and_others_wait_on(self, tmp_path: Path) -> None:
-        scene = OutageScenario(tmp_path / "volume")
+    def test_a_cart_fails_at_the_outage_limit_and_others_wait_on(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        scene = OutageScenario(sqlite_store, tmp_path / "volume")
         scene.outage_limit = 10
         scene.start()
         scene.archive.failure = outage()
@@ -483,7 +500,7 @@ class TestOutageLimit:
             "The archive has been unavailable since 1970-01-01 00:00:00 UTC, longer than the"
             " outage_limit of 10 seconds: the archive refuses the connection"
         )
-        assert not any(file.error for file in scene.store.rows[first])
+        assert not any(file.error for file in scene.store.files(first))
         assert scene.status(second) is CartStatus.STAGING
         scene.run(4.875)
         assert scene.status(second) is CartStatus.STAGING
@@ -493,8 +510,10 @@ class TestOutageLimit:
         scene.stop()
         assert not scene.clock.getDelayedCalls()
 
-    def test_the_outage_limit_counts_across_a_restart(self, tmp_path: Path) -> None:
-        scene = OutageScenario(tmp_path / "volume")
+    def test_the_outage_limit_counts_across_a_restart(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        scene = OutageScenario(sqlite_store, tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
         scene.archive.failure = outage()
@@ -511,8 +530,10 @@ class TestOutageLimit:
         assert "since 1970-01-01 00:00:00 UTC" in scene.cart(cart).error
         scene.stop()
 
-    def test_setting_the_clock_does_not_change_the_outage_limit(self, tmp_path: Path) -> None:
-        scene = OutageScenario(tmp_path / "volume")
+    def test_setting_the_clock_does_not_change_the_outage_limit(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        scene = OutageScenario(sqlite_store, tmp_path / "volume")
         scene.outage_limit = 100
         scene.start()
         scene.archive.failure = outage()
@@ -596,7 +617,7 @@ class TestEnding:
                 "No cart waits for the archive any more, which was unavailable for"
             ]
         for cart in carts:
-            scene.store.cart_rows[cart] = replace(scene.cart(cart), status=CartStatus.DELETED)
+            result_of(scene.store.removals.mark_deleted(cart, 0))
         asked = len(scene.heads())
         scene.run(100)
         assert len(scene.heads()) == asked

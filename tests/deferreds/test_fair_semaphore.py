@@ -16,8 +16,11 @@ from cartd.model import Cart
 from cartd.staging.fetch import WINDOW
 from cartd.staging.stager import FairShare, Stager
 from cartd.volume.locks import ProcessLocks
+from tests.support.sqlite_store import SqliteStore
 from tests.support.staging_parts import Bench
 from tests.support.volume_parts import InThisThread, result_of
+
+pytest_plugins = ("tests.support.database_fixtures",)
 
 SLOTS = 32
 
@@ -117,8 +120,8 @@ def test_a_user_without_waiters_is_skipped() -> None:
     assert log == ["b1", "a3"]
 
 
-def test_the_stager_divides_shares_by_owner(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
+def test_the_stager_divides_shares_by_owner(tmp_path: Path, sqlite_store: SqliteStore) -> None:
+    bench = Bench(sqlite_store, tmp_path / "volume", {"ada": b"one", "bob": b"two"})
     stager = Stager(
         bench.store,
         ProcessLocks(tmp_path),
@@ -140,8 +143,8 @@ def test_the_stager_divides_shares_by_owner(tmp_path: Path) -> None:
     assert stager.share_divisor("ada") == 1
 
 
-def test_a_cart_has_its_owners_share(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "volume", {"ada": b"one", "bob": b"two"})
+def test_a_cart_has_its_owners_share(tmp_path: Path, sqlite_store: SqliteStore) -> None:
+    bench = Bench(sqlite_store, tmp_path / "volume", {"ada": b"one", "bob": b"two"})
     context = bench.context(divisors={"ada": 4, "bob": 2})
     assert [context.share(_owned(bench, owner), 12) for owner in ("ada", "bob")] == [3, 6]
     assert context.share(_owned(bench, "ada"), 4) == 2
@@ -149,4 +152,4 @@ def test_a_cart_has_its_owners_share(tmp_path: Path) -> None:
 
 def _owned(bench: Bench, owner: str) -> Cart:
     """A cart of one file, which is named after its owner."""
-    return bench.store.set_owner(bench.put([owner]).id, owner)
+    return bench.put([owner], owner=owner)

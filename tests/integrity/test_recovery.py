@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,60 +13,48 @@ from cartd.errors import Unavailable
 from cartd.integrity.recovery import RECOVERY_TIMEOUT, Recovery
 from cartd.model import Cart
 from cartd.store.durability import DirtyRows
-from tests.support.memory_store import MemoryStore
-from tests.support.staging_parts import Bench
-from tests.support.volume_parts import begin, failure_of
+from tests.support.sqlite_store import SqliteStore
+from tests.support.staging_parts import MTIME, Bench
+from tests.support.volume_parts import begin, failure_of, result_of
 
-
-class LeftBehind(MemoryStore):
-    """``dirty``: dirty rows of dead processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dirty: DirtyRows = {}
-        self.done: list[tuple[str, int, list[int]]] = []
-
-    async def abandoned_dirty_rows(
-        self, holder: str, *, dead: Collection[str], now: float
-    ) -> DirtyRows:
-        self._check_call()
-        assert (holder, set(dead)) == ("me", {"you"})
-        return self.dirty
-
-    async def dirty_rows_of_others(self, cart_id: int, holder: str) -> DirtyRows:
-        return {cart_id: self.dirty[cart_id]} if cart_id in self.dirty else {}
-
-    async def revalidate(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
-        self._check_call()
-        self.done.append(("revalidated", cart_id, list(rows)))
-        self._change(cart_id, files_staged=0)
-        return len(rows)
-
-    async def record_synced(
-        self, rows: Sequence[int], *, holder: str = "", cache: str | None = None
-    ) -> None:
-        self.done.append(("synced", 0, list(rows)))
+pytest_plugins = ("tests.support.database_fixtures",)
 
 
 class Recovered(Bench):
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, {"1": b"one", "2": b"two"})
-        self.left = self.store = LeftBehind()
+    """A bench with carts of a process that may have died, and a recovery."""
+
+    def __init__(self, store: SqliteStore, root: Path) -> None:
+        super().__init__(store, root, {"1": b"one", "2": b"two"})
         self.made: Recovery = self.recovery()
+        self.revalidated: list[int] = []
+        """The carts that were revalidated, in order."""
+        self._revalidate = store.durability.revalidate
+        store.durability.revalidate = self._record  # type: ignore[method-assign]
+
+    async def _record(self, cart_id: int, rows: Sequence[int], *, now: float) -> int:
+        self.revalidated.append(cart_id)
+        return await self._revalidate(cart_id, rows, now=now)
 
     def recover(self) -> list[object]:
         return begin(self.made.recover("me", {"you"}))
 
-    def put_whole(self, *, bundle: bool = False) -> Cart:
-        """Return a cart all of whose files are recorded as staged."""
+    def put_whole(self, holder: str = "you", *, bundle: bool = False) -> Cart:
+        """Return a cart all of whose files are recorded as staged, each with a dirty row."""
         cart = self.put(bundle=bundle)
-        self.left._change(cart.id, files_staged=cart.files_total)
-        return self.left.cart_rows[cart.id]
+        self.store.lease_to(cart, holder, until=1000.0)
+        progress = self.store.progress
+        result_of(progress.record_states(cart.id, holder, [(0, 3, MTIME), (1, 3, MTIME)]))
+        for position in (0, 1):
+            result_of(progress.record_staged(cart.id, holder, [(position, "")], now=0.0))
+        return self.store.cart(cart.id)
+
+    def dirty(self, holder: str = "you") -> DirtyRows:
+        return result_of(self.store.durability.dirty_rows(holder))
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Recovered:
-    return Recovered(tmp_path / "volume")
+def bench(tmp_path: Path, sqlite_store: SqliteStore) -> Recovered:
+    return Recovered(sqlite_store, tmp_path / "volume")
 
 
 def test_a_request_before_the_first_recovery_waits_for_it(bench: Recovered) -> None:
@@ -80,8 +68,8 @@ def test_a_request_before_the_first_recovery_waits_for_it(bench: Recovered) -> N
 
 def test_an_unavailable_store_keeps_requests_waiting(bench: Recovered) -> None:
     asking = begin(bench.made.wait_until_recovered())
-    bench.store.failing_calls = 1
-    assert isinstance(failure_of(bench.recover()), Unavailable)
+    with bench.store.unavailable():
+        assert isinstance(failure_of(bench.recover()), Unavailable)
     assert asking == []
     assert bench.recover() == [None]
     assert asking == [None]
@@ -106,12 +94,13 @@ def test_a_cancelled_waiter_is_removed(bench: Recovered) -> None:
 
 def test_carts_are_revalidated_one_after_the_other(bench: Recovered) -> None:
     first, second = bench.put_whole(), bench.put_whole()
-    bench.left.dirty = {first.id: [1, 2, 3], second.id: [99]}
+    other = bench.put_whole("somebody else")
+    assert [len(rows) for rows in bench.dirty().values()] == [2, 2]
     assert bench.recover() == [None]
-    assert bench.left.done == [
-        ("revalidated", first.id, [1, 2, 3]),
-        ("revalidated", second.id, [99]),
-    ]
+    assert bench.revalidated == [first.id, second.id]
+    assert bench.store.staged(first.id) == bench.store.staged(second.id) == []
+    assert bench.store.staged(other.id) == ["1", "2"]
+    assert (bench.dirty(), list(bench.dirty("somebody else"))) == ({}, [other.id])
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -121,14 +110,15 @@ def test_a_tar_that_is_there_has_been_synced(bench: Recovered, there: bool) -> N
         tar = bench.volume.paths.tar(cart)
         tar.parent.mkdir()
         tar.write_bytes(b"whole")
-    bench.left.dirty = {cart.id: [1, 2]}
     assert bench.recover() == [None]
-    assert bench.left.done == [("synced", 0, [1, 2]) if there else ("revalidated", cart.id, [1, 2])]
+    assert bench.revalidated == ([] if there else [cart.id])
+    assert bench.store.staged(cart.id) == (["1", "2"] if there else [])
+    assert bench.dirty() == {}
 
 
 def test_take_over_returns_the_current_cart(bench: Recovered) -> None:
-    cart = bench.put_whole()
+    cart = bench.put_whole("me")
     assert begin(bench.made.take_over(cart, "me")) == [cart]
-    bench.left.dirty = {cart.id: [1]}
+    cart = bench.put_whole()
     [taken] = begin(bench.made.take_over(cart, "me"))
-    assert taken == bench.left.cart_rows[cart.id] != cart
+    assert taken == bench.store.cart(cart.id) != cart

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,38 +25,16 @@ from cartd.integrity.scrub import (
 )
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
+from cartd.store.rows import time_of
 from tests.support.cart_site import CartSite, cart_site
-from tests.support.memory_store import MemoryStore
 from tests.support.running_cartd import wait_for
+from tests.support.sqlite_store import SqliteStore
 from tests.support.stored_carts import found, staged, with_status
 from tests.support.volume_parts import begin, in_the_loop, logged, result_of
 
 pytest_plugins = ("tests.support.database_fixtures",)
 
 INTERVAL = 1000.0
-
-
-class DatedStore(MemoryStore):
-    """A store with the time of the last verification of each cart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.verified: dict[int, float] = {}
-
-    async def least_recently_verified(self, before: float) -> Cart | None:
-        self._check_call()
-        ready = [cart for cart in self.cart_rows.values() if cart.status is CartStatus.READY]
-        due = [cart for cart in ready if self._last(cart) < before]
-        return min(due, key=self._last, default=None)
-
-    async def record_verified(self, cart_id: int, now: float) -> None:
-        self.verified[cart_id] = now
-
-    def _last(self, cart: Cart) -> float:
-        return max(cart.updated, self.verified.get(cart.id, 0))
-
-    def change(self, cart: Cart, **values: object) -> None:
-        self._change(cart.id, **values)
 
 
 class ScriptedVerification(Verification):
@@ -90,32 +69,51 @@ class GivesBack(Repair):
 
 
 class Bench:
-    def __init__(self, carts: int = 2) -> None:
+    def __init__(self, store: SqliteStore, carts: int = 2) -> None:
+        """So many ready carts of one file, staged at the time 0."""
         self.clock = Clock()
         self.clock.rightNow = 10_000.0
         self.set_ahead = 0.0
         """Seconds by which the wall clock was set ahead of the monotonic clock."""
-        self.store = DatedStore()
+        self.store = store
         self.verification = ScriptedVerification(self.clock)
         self.repair = GivesBack()
         self.scrub = Scrub(
             self.store, self.verification, self.repair, self.clock, self.now, INTERVAL
         )
-        self.carts = [self.store.put(f"u{number}", {"1": b"one"}) for number in range(carts)]
+        self.carts = [self.store.post(f"u{number}", {"1": b"one"}) for number in range(carts)]
         for cart in self.carts:
-            self.store.change(cart, status=CartStatus.READY)
+            self.store.reserve(cart, 3)
+            self._record_ready(cart, 0.0)
 
     def now(self) -> float:
         return self.clock.seconds() + self.set_ahead
 
+    def stage_anew(self, cart: Cart, now: float) -> None:
+        """Restage the cart, which is ready again at the time ``now``."""
+        self.store.restage(cart, [])
+        self.store.lease_to(cart, "me", until=60.0)
+        self._record_ready(cart, now)
+
+    def _record_ready(self, cart: Cart, now: float) -> None:
+        result_of(self.store.progress.record_ready(cart.id, "me", volume_bytes=3, now=now))
+
     def read(self) -> list[int]:
         return [cart_id for cart_id, _ in self.verification.read]
 
+    def verified(self) -> dict[int, float]:
+        """Return when carts were last verified."""
+        rows = self.store.query("SELECT id, verified_date FROM cart WHERE verified_date != ''")
+        return {cart_id: time_of(datetime.fromisoformat(date)) for cart_id, date in rows}
+
 
 class TestOrder:
-    def test_each_cart_is_scrubbed_once_per_interval_oldest_first(self) -> None:
-        bench = Bench(3)
-        bench.store.verified = {1: 500.0, 3: 100.0}
+    def test_each_cart_is_scrubbed_once_per_interval_oldest_first(
+        self, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Bench(sqlite_store, 3)
+        for cart_id, now in ((1, 500.0), (3, 100.0)):
+            result_of(bench.store.durability.record_verified(cart_id, now))
         ended = begin(bench.scrub.scrub())
         for _ in range(3):
             bench.clock.advance(9)
@@ -124,25 +122,27 @@ class TestOrder:
         assert begin(bench.scrub.scrub()) == [None]
         assert bench.read() == [2, 3, 1]
 
-    def test_carts_staged_within_the_interval_are_not_scrubbed(self) -> None:
-        bench = Bench(2)
-        bench.store.change(bench.carts[0], updated=9_500.0)
+    def test_carts_staged_within_the_interval_are_not_scrubbed(
+        self, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Bench(sqlite_store, 2)
+        bench.stage_anew(bench.carts[0], 9_500.0)
         begin(bench.scrub.scrub())
         bench.clock.advance(9)
         assert bench.read() == [2]
 
-    def test_the_dates_are_the_machines(self) -> None:
-        bench = Bench(1)
-        bench.store.change(bench.carts[0], updated=9_500.0)
+    def test_the_dates_are_the_machines(self, sqlite_store: SqliteStore) -> None:
+        bench = Bench(sqlite_store, 1)
+        bench.stage_anew(bench.carts[0], 9_500.0)
         bench.set_ahead = 600.0
         begin(bench.scrub.scrub())
         bench.clock.advance(9)
-        assert bench.store.verified == {1: 10_600.0}
+        assert bench.verified() == {1: 10_600.0}
 
 
 class TestPace:
-    def test_it_rests_nine_times_as_long_as_it_reads(self) -> None:
-        bench = Bench(2)
+    def test_it_rests_nine_times_as_long_as_it_reads(self, sqlite_store: SqliteStore) -> None:
+        bench = Bench(sqlite_store, 2)
         bench.verification.trips = 3
         ended = begin(bench.scrub.scrub())
         while not ended:
@@ -151,25 +151,27 @@ class TestPace:
         times = [time for _, time in bench.verification.read]
         assert [later - time for time, later in pairwise(times)] == [10.0] * 5
 
-    def test_a_stop_ends_it_at_once(self) -> None:
-        bench = Bench(1)
+    def test_a_stop_ends_it_at_once(self, sqlite_store: SqliteStore) -> None:
+        bench = Bench(sqlite_store, 1)
         periodic = Periodic(bench.clock, 60, bench.scrub.scrub)
         periodic.start()
         assert bench.read() == [1]
         result_of(periodic.stop())
         assert not bench.clock.getDelayedCalls()
-        assert bench.store.verified == {}
+        assert bench.verified() == {}
 
 
 class TestDamage:
-    def test_a_damaged_cart_is_restaged_and_a_few_files_are_logged(self) -> None:
-        bench = Bench(1)
+    def test_a_damaged_cart_is_restaged_and_a_few_files_are_logged(
+        self, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Bench(sqlite_store, 1)
         bench.verification.found[1] = [Damage(n, f"f{n}", "is missing") for n in (1, 2, 4, 5)]
         with logged() as events:
             scrubbing = Deferred.fromCoroutine(bench.scrub.scrub())
             bench.clock.advance(9)
         assert bench.repair.given_back[0] == (1, [1, 2, 4, 5])
-        assert bench.store.verified == {}
+        assert bench.verified() == {}
         [event, *_] = events
         assert "'f1' is missing; 'f2' is missing; 'f4' is missing; ..." in str(event["named"])
         scrubbing.addErrback(lambda failure: failure.trap(CancelledError) and None)
@@ -185,8 +187,10 @@ class TestDamage:
             assert ended == [None]
             bench.clock.advance(60)
 
-    def test_scrub_pauses_after_several_damaged_carts_in_a_row(self) -> None:
-        bench = Bench(1000)
+    def test_scrub_pauses_after_several_damaged_carts_in_a_row(
+        self, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Bench(sqlite_store, 20 * MAX_DAMAGED_IN_A_ROW)
         for cart in bench.carts:
             bench.verification.found[cart.id] = [Damage(0, "f", "cannot be read")]
         restaged = bench.repair.given_back
@@ -194,7 +198,7 @@ class TestDamage:
 
         async def restage(cart: Cart, damaged: object = (), **_: object) -> None:
             await real(cart, damaged)
-            bench.store.change(cart, status=CartStatus.STAGING)
+            bench.store.restage(cart, [0])
 
         bench.repair.restage = restage  # type: ignore[method-assign]
         with logged() as events:
@@ -204,24 +208,25 @@ class TestDamage:
         assert len(restaged) < 20 * MAX_DAMAGED_IN_A_ROW
         assert sum(event["log_level"].name == "error" for event in events) < 20
 
-    def test_what_is_right_in_between_goes_on(self) -> None:
-        bench = Bench(20)
+    def test_what_is_right_in_between_goes_on(self, sqlite_store: SqliteStore) -> None:
+        bench = Bench(sqlite_store, 20)
         for cart in bench.carts[::2]:
             bench.verification.found[cart.id] = [Damage(0, "f", "is missing")]
-            bench.store.change(cart, updated=100.0)
 
         async def restage(cart: Cart, damaged: object = (), **_: object) -> None:
-            bench.store.change(cart, status=CartStatus.STAGING)
+            bench.store.restage(cart, [0])
 
         bench.repair.restage = restage  # type: ignore[method-assign]
         for number, cart in enumerate(bench.carts):
-            bench.store.change(cart, updated=float(number))
+            bench.stage_anew(cart, float(number))
         self.scrub_minute_by_minute(bench, 300)
-        assert sorted(bench.store.verified) == [cart.id for cart in bench.carts[1::2]]
+        assert sorted(bench.verified()) == [cart.id for cart in bench.carts[1::2]]
         assert sorted(bench.read()) == [cart.id for cart in bench.carts]
 
-    def test_scrub_backs_off_while_the_volume_is_not_writable(self) -> None:
-        bench = Bench(5)
+    def test_scrub_backs_off_while_the_volume_is_not_writable(
+        self, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Bench(sqlite_store, 5)
         bench.verification.found[1] = [Damage(0, "f", "is missing")]
         bench.repair.refuses = True
         with logged() as events:
@@ -235,16 +240,20 @@ class TestDamage:
 
     @pytest.mark.parametrize(
         "change",
-        [{"status": CartStatus.DELETED}, {"status": CartStatus.STAGING}, {"updated": 9_999.0}],
+        [
+            lambda bench, cart: result_of(bench.store.removals.mark_deleted(cart.id, 9_999.0)),
+            lambda bench, cart: bench.store.restage(cart, []),
+            lambda bench, cart: bench.stage_anew(cart, 9_999.0),
+        ],
         ids=["deleted", "in staging", "staged anew"],
     )
     def test_a_cart_that_went_while_it_was_read_is_given_up(
-        self, change: dict[str, object]
+        self, sqlite_store: SqliteStore, change: Callable[[Bench, Cart], object]
     ) -> None:
-        bench = Bench(1)
+        bench = Bench(sqlite_store, 1)
         bench.verification.found[1] = [Damage(0, "f", "is missing")]
         ended = begin(bench.scrub.scrub())
-        bench.store.change(bench.carts[0], **change)
+        change(bench, bench.carts[0])
         bench.clock.advance(9)
         assert ended == [None]
         assert bench.repair.given_back == []

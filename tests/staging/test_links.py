@@ -14,31 +14,32 @@ from twisted.internet.defer import Deferred
 from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus
 from cartd.staging.pipeline import StagingPipeline
+from tests.support.sqlite_store import SqliteStore
 from tests.support.staging_parts import Bench
 from tests.support.volume_parts import failure_of, logged, outcome
+
+pytest_plugins = ("tests.support.database_fixtures",)
 
 FILES = {"1": b"one" * 100, "2": b"two", "3": b"three" * 10}
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "volume", FILES)
+def bench(tmp_path: Path, sqlite_store: SqliteStore) -> Bench:
+    return Bench(sqlite_store, tmp_path / "volume", FILES)
 
 
 def run(bench: Bench, cart: Cart, *, resumed: bool = False) -> list[Any]:
     """Stage the cart as "me"."""
-    bench.store.lease_rows[cart.id] = "me", 1000.0
-    staging = StagingPipeline(
-        bench.context(), bench.store.cart_rows[cart.id], "me", resumed=resumed
-    )
+    held = bench.store.lease_to(cart, "me", until=1000.0)
+    staging = StagingPipeline(bench.context(), held, "me", resumed=resumed)
     return outcome(Deferred.fromCoroutine(staging.run()))
 
 
 def ready(bench: Bench, *names: str, **more: Any) -> Cart:
     cart = bench.put(names, **more)
     assert run(bench, cart) == [None]
-    assert bench.store.cart_rows[cart.id].status is CartStatus.READY
-    return bench.store.cart_rows[cart.id]
+    assert bench.store.cart(cart.id).status is CartStatus.READY
+    return bench.store.cart(cart.id)
 
 
 def names_of(bench: Bench, cart: Cart) -> dict[str, int]:
@@ -134,7 +135,7 @@ def test_a_damaged_file_is_refetched_and_repairs_both_carts(
     damage(old)
     again = ready(bench, uid="again")
     assert bench.archive.times("GET", "1") == 2
-    bench.store.invalidate(first.id, 0)
+    bench.store.restage(first, [0])
     assert run(bench, first) == [None]
     assert bench.archive.times("GET", "1") == 2
     assert old.samefile(bench.volume.paths.member(again, "dir/1"))
@@ -144,7 +145,7 @@ def test_a_damaged_file_is_refetched_and_repairs_both_carts(
 def test_a_lease_that_is_lost_ends_it(bench: Bench) -> None:
     ready(bench, uid="first")
     cart = bench.put(uid="again")
-    bench.store.lease_rows[cart.id] = "you", 1000.0
+    bench.store.lease_to(cart, "you", until=1000.0)
     staging = StagingPipeline(bench.context(), cart, "me", resumed=False)
     ended = outcome(Deferred.fromCoroutine(staging.run()))
     assert isinstance(failure_of(ended), LeaseLost)
@@ -171,8 +172,9 @@ def test_an_unrecorded_link_is_kept_when_its_duplicate_is_gone(
     mine = bench.volume.paths.member(cart, "dir/1")
     mine.parent.mkdir(parents=True)
     mine.hardlink_to(bench.volume.paths.member(first, "dir/1"))
+    bench.store.reserve(cart, len(FILES["1"]))
     for one in (first, third):
-        bench.store.rows[one.id].clear()  # no duplicate any more, but the file is there
+        bench.store.restage(one, [0])  # no duplicate any more, but the file is there
     assert run(bench, cart, resumed=True) == [None]
     assert bench.archive.times("GET", "1") == 1
     assert names_of(bench, cart) == {"1": 3}
@@ -194,15 +196,15 @@ def test_a_cart_without_space_for_the_rest_keeps_its_links(bench: Bench) -> None
 def test_a_duplicate_lost_before_recording_is_replaced(
     bench: Bench,
 ) -> None:
-    ready(bench, uid="older")
-    first = ready(bench, uid="first")  # the newest is the one that is found
+    for uid in ("first", "second"):
+        ready(bench, uid=uid)
     share = bench.volume.links.link_duplicates
 
     async def go_meanwhile(cart: Cart, duplicates: Any) -> Any:
         shared = await share(cart, duplicates)
-        assert {one.staged_cart for one in duplicates} == {first.id}
+        [found] = {one.staged_cart for one in duplicates}
         bench.volume.links.link_duplicates = share  # type: ignore[method-assign]
-        await bench.store.removals.mark_deleted(first.id, 0)
+        await bench.store.removals.mark_deleted(found, 0)
         return shared
 
     bench.volume.links.link_duplicates = go_meanwhile  # type: ignore[method-assign]

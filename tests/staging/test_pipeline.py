@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from hashlib import sha1
 from pathlib import Path
 
@@ -17,16 +16,24 @@ from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.staging.fetch import MAX_FAILED_IF_MOST_FAIL, WINDOW, FilesFailed
 from cartd.staging.pipeline import StagingPipeline
-from tests.support.memory_store import MTIME
-from tests.support.staging_parts import Bench, passing
-from tests.support.volume_parts import HeldThreads, begin, everything, failure_of, outcome
+from tests.support.sqlite_store import SqliteStore
+from tests.support.staging_parts import MTIME, Bench, passing
+from tests.support.volume_parts import (
+    HeldThreads,
+    begin,
+    everything,
+    failure_of,
+    outcome,
+    result_of,
+)
+
+pytest_plugins = ("tests.support.database_fixtures",)
 
 FILES = {"1": b"one", "2": b"two" * 100, "3": b""}
 
 
 def claimed(bench: Bench, cart: Cart) -> Cart:
-    bench.store.lease_rows[cart.id] = "me", 60.0
-    return bench.store.cart_rows[cart.id]
+    return bench.store.lease_to(cart, "me", until=60.0)
 
 
 def run(
@@ -38,13 +45,13 @@ def run(
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "volume", FILES)
+def bench(tmp_path: Path, sqlite_store: SqliteStore) -> Bench:
+    return Bench(sqlite_store, tmp_path / "volume", FILES)
 
 
 def errors(bench: Bench, cart_id: int) -> dict[str, str]:
     """Return the recorded errors of files, by their ids."""
-    rows = bench.store.rows[cart_id]
+    rows = bench.store.files(cart_id)
     return {row.archive_id: row.error for row in rows if row.status is FileStatus.ERROR}
 
 
@@ -94,9 +101,9 @@ class TestRetries:
 
     @pytest.mark.parametrize(("contents", "slots"), [([b"owt", b"owt"], 4), ([b"owt", b"wto"], 1)])
     def test_only_varying_corruption_lowers_the_concurrency(
-        self, tmp_path: Path, contents: list[bytes], slots: int
+        self, tmp_path: Path, sqlite_store: SqliteStore, contents: list[bytes], slots: int
     ) -> None:
-        bench = Bench(tmp_path / "volume", dict.fromkeys(["1", "2"], b"two"))
+        bench = Bench(sqlite_store, tmp_path / "volume", dict.fromkeys(["1", "2"], b"two"))
         cart = bench.put()
         bench.archive.files = dict.fromkeys(["1", "2"], contents[0])
         staging = StagingPipeline(bench.context(), claimed(bench, cart), "me", resumed=False)
@@ -132,14 +139,14 @@ class TestFailedFiles:
     """All bad files are reported, and all others staged."""
 
     @staticmethod
-    def of(tmp_path: Path, number: int) -> Bench:
-        return Bench(tmp_path / "volume", {f"{n}": b"%d" % n for n in range(number)})
+    def of(tmp_path: Path, sqlite_store: SqliteStore, number: int) -> Bench:
+        return Bench(sqlite_store, tmp_path / "volume", {f"{n}": b"%d" % n for n in range(number)})
 
     @pytest.mark.parametrize("bundle", [False, True])
     def test_all_failures_are_reported_and_good_files_are_staged(
-        self, tmp_path: Path, bundle: bool
+        self, tmp_path: Path, sqlite_store: SqliteStore, bundle: bool
     ) -> None:
-        bench = self.of(tmp_path, 39)
+        bench = self.of(tmp_path, sqlite_store, 39)
         bench.archive.fails["HEAD", "20"] = [ArchiveError("404", retryable=False)]
         bench.archive.fails["HEAD", "10"] = [passing("500")] * 3
         bench.archive.fails["GET", "30"] = [ArchiveError("403", retryable=False)]
@@ -167,8 +174,10 @@ class TestFailedFiles:
         assert ended == [None]
         assert bench.archive.times("GET") == 4
 
-    def test_files_on_tape_fail_for_themselves(self, tmp_path: Path) -> None:
-        bench = self.of(tmp_path, 5)
+    def test_files_on_tape_fail_for_themselves(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        bench = self.of(tmp_path, sqlite_store, 5)
         bench.archive.on_tape = set(bench.archive.files)
         bench.archive.fails["POST", "1"] = [ArchiveError("400", retryable=False)]
         bench.archive.fails["GET", "3"] = [ArchiveError("403", retryable=False)]
@@ -183,9 +192,9 @@ class TestFailedFiles:
 
     @pytest.mark.parametrize("method", ["HEAD", "GET"])
     def test_a_large_cart_whose_files_all_fail_is_aborted_early(
-        self, tmp_path: Path, method: str
+        self, tmp_path: Path, sqlite_store: SqliteStore, method: str
     ) -> None:
-        bench = self.of(tmp_path, 3000)
+        bench = self.of(tmp_path, sqlite_store, 3000)
         for name in bench.archive.files:
             bench.archive.fails[method, name] = [ArchiveError("404", retryable=False)]
         cart = bench.put()
@@ -205,8 +214,10 @@ class TestFailedFiles:
             < MAX_FAILED_IF_MOST_FAIL + WINDOW
         )
 
-    def test_a_cart_whose_files_mostly_succeed_is_aborted_late(self, tmp_path: Path) -> None:
-        bench = self.of(tmp_path, 1600)
+    def test_a_cart_whose_files_mostly_succeed_is_aborted_late(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        bench = self.of(tmp_path, sqlite_store, 1600)
         for name in list(bench.archive.files)[::5]:
             bench.archive.fails["HEAD", name] = [ArchiveError("404", retryable=False)]
         cart = bench.put()
@@ -240,13 +251,13 @@ class TestReservation:
         assert ended == [None]
         length = (bench.root / "1" / "mine.tar").stat().st_size
         assert asked == [{"bytes_total": 303, "volume_bytes": 303 + length}]
-        assert bench.store.cart_rows[cart.id].volume_bytes == length
+        assert bench.store.cart(cart.id).volume_bytes == length
 
 
 class TestTapes:
     def test_all_are_announced_and_asked_for_with_growing_waits(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1", "2"}
-        _, ended = run(bench, bench.put())
+        running, ended = run(bench, bench.put())
         assert [one for one in bench.archive.asked if one[0] != "HEAD"] == [
             ("GET", "3"),
             ("POST", "1"),
@@ -255,6 +266,7 @@ class TestTapes:
         looked = bench.times_until(lambda: bench.archive.times("HEAD"), seconds=3000)
         assert looked == [1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1623, 2223, 2823]
         assert ended == []
+        running.cancel()
 
     def test_a_recalled_file_does_not_change_the_waits_of_others(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1", "2"}
@@ -272,25 +284,27 @@ class TestTapes:
     def test_a_file_is_announced_again_only_after_as_long_as_is_set(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1"}
         bench.recall_retry_interval = 7200
-        run(bench, bench.put())
+        running, _ = run(bench, bench.put())
         posted = bench.times_until(lambda: bench.archive.times("POST", "1"), seconds=16_000)
         assert posted == [7623, 14_823]
+        running.cancel()
 
     def test_retry_after_of_a_file_on_tape_is_honoured_up_to_a_limit(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1", "2"}
         bench.archive.asks_to_wait = {"1": 20, "2": 86_400}
-        run(bench, bench.put())
+        running, _ = run(bench, bench.put())
         looked = bench.times_until(lambda: bench.archive.times("HEAD", "1"), seconds=50)
         assert looked == [20, 40]
         looked = bench.times_until(lambda: bench.archive.times("HEAD", "2"), seconds=7200)
         assert looked == [3550, 7150]
+        running.cancel()
 
     @pytest.mark.parametrize("number", [50, 100, 200])
     def test_recalling_many_files_costs_a_few_requests_each(
-        self, tmp_path: Path, number: int
+        self, tmp_path: Path, sqlite_store: SqliteStore, number: int
     ) -> None:
         """One poll per second, the first after 20 seconds."""
-        bench = Bench(tmp_path / "volume", {f"{n}": b"" for n in range(number)})
+        bench = Bench(sqlite_store, tmp_path / "volume", {f"{n}": b"" for n in range(number)})
         bench.archive.comes_at = {f"{n}": 20.0 + n for n in range(number)}
         bench.archive.seconds = bench.clock.seconds
         _, ended = run(bench, bench.put())
@@ -300,14 +314,16 @@ class TestTapes:
         assert max(heads) <= 12
         assert bench.archive.times("POST") == bench.archive.times("GET") == number
 
-    def test_waiting_for_tape_is_reported_and_rarely_recorded(self, tmp_path: Path) -> None:
-        bench = Bench(tmp_path / "volume", {f"{n}": b"" for n in range(200)})
+    def test_waiting_for_tape_is_reported_and_rarely_recorded(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Bench(sqlite_store, tmp_path / "volume", {f"{n}": b"" for n in range(200)})
         bench.archive.comes_at = {f"{n}": 20.0 + n for n in range(200)}
         bench.archive.seconds = bench.clock.seconds
         cart = bench.put()
         _, ended = run(bench, cart)
-        changes = bench.times_until(lambda: bench.store.cart_rows[cart.id].message, seconds=300)
-        assert bench.store.cart_rows[cart.id].message == ""
+        changes = bench.times_until(lambda: bench.store.cart(cart.id).message, seconds=300)
+        assert bench.store.cart(cart.id).message == ""
         assert ended == [None]
         assert len(changes) <= 5
         assert changes == sorted(changes)
@@ -315,28 +331,31 @@ class TestTapes:
         del bench.archive.comes_at["7"]
         bench.archive.on_tape = {"7", "8"}
         waiting = bench.put(["7", "8"], "another")
-        bench.store.cart_rows[cart.id] = replace(cart, status=CartStatus.DELETED)
-        run(bench, waiting)
-        message = bench.store.cart_rows[waiting.id].message
+        result_of(bench.store.removals.mark_deleted(cart.id, 300))
+        running, _ = run(bench, waiting)
+        message = bench.store.cart(waiting.id).message
         assert message == "Waiting for tape since 1970-01-01 00:05:00 UTC: 2 files"
+        running.cancel()
 
     def test_a_resumed_cart_with_recalled_files_waits_for_no_tape(self, bench: Bench) -> None:
         bench.archive.on_tape = {"1"}
         cart = bench.put()
         running, _ = run(bench, cart)
         running.cancel()
-        assert bench.store.cart_rows[cart.id].message != ""
+        assert bench.store.cart(cart.id).message != ""
         bench.archive.on_tape = set()
         bench.archive.holds["GET", "1"] = Deferred()
         running, ended = run(bench, cart, resumed=True)
-        assert (bench.store.cart_rows[cart.id].message, ended) == ("", [])
+        assert (bench.store.cart(cart.id).message, ended) == ("", [])
         running.cancel()
 
-    def test_what_comes_while_the_disk_is_read_is_fetched_once(self, tmp_path: Path) -> None:
+    def test_what_comes_while_the_disk_is_read_is_fetched_once(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
         """More files precede it than fit into the window."""
         disk = {f"disk{n}": b"" for n in range(300)}
         tape = {f"tape{n}": b"" for n in range(20)}
-        bench = Bench(tmp_path / "volume", disk | tape)
+        bench = Bench(sqlite_store, tmp_path / "volume", disk | tape)
         bench.archive.on_tape = set(tape)
         held: Deferred[None] = Deferred()
         bench.archive.holds |= {("GET", name): held for name in disk}
@@ -353,15 +372,18 @@ class TestTapes:
         assert ended == [None]
         assert bench.archive.times("GET") == len(disk) + len(tape)
 
-    def test_all_carts_together_ask_no_more_often_than_is_set(self, tmp_path: Path) -> None:
+    def test_all_carts_together_ask_no_more_often_than_is_set(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
         files = {f"{n}": b"" for n in range(90)}
-        bench = Bench(tmp_path / "volume", files)
+        bench = Bench(sqlite_store, tmp_path / "volume", files)
         bench.tape_poll_rate = 10
         bench.archive.on_tape = set(files)
-        context = bench.context()
+        context, pipelines = bench.context(), list[Deferred[None]]()
         for first in (0, 30, 60):
             cart = claimed(bench, bench.put([f"{n}" for n in range(first, first + 30)], f"{first}"))
-            begin(StagingPipeline(context, cart, "me", resumed=False).run())
+            staging = StagingPipeline(context, cart, "me", resumed=False)
+            pipelines.append(Deferred.fromCoroutine(staging.run()))
         states = len(files)
         assert bench.archive.times("HEAD") == states
         bench.clock.advance(1)
@@ -370,9 +392,14 @@ class TestTapes:
         assert len(asked) - states <= 32
         # Each cart gets its share, although the first has more polls due.
         assert all(asked[states:].count(cart) >= 8 for cart in range(3))
+        for running in pipelines:
+            outcome(running)
+            running.cancel()
 
-    def test_a_recall_can_be_cancelled_while_waiting_for_a_poll(self, tmp_path: Path) -> None:
-        bench = Bench(tmp_path / "volume", FILES)
+    def test_a_recall_can_be_cancelled_while_waiting_for_a_poll(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Bench(sqlite_store, tmp_path / "volume", FILES)
         bench.tape_poll_rate = 1
         bench.archive.on_tape = set(FILES)
         running, ended = run(bench, bench.put())
@@ -385,6 +412,7 @@ class TestTapes:
 class TestTakingUp:
     def test_intact_files_on_the_volume_are_not_fetched_again(self, bench: Bench) -> None:
         cart = bench.put()
+        bench.store.reserve(cart, 303)
         tree = bench.volume.paths.tree(cart) / "dir"
         tree.mkdir(parents=True)
         (tree / "1").write_bytes(FILES["1"])
@@ -401,7 +429,11 @@ class TestTakingUp:
         cart = bench.put(["1"])
         if measured:
             claimed(bench, cart)
-            begin(bench.store.progress.record_states(cart.id, "me", [(0, len(FILES["1"]), MTIME)]))
+            states = [(0, len(FILES["1"]), MTIME)]
+            result_of(bench.store.progress.record_states(cart.id, "me", states))
+            bench.store.reserve(cart, len(FILES["1"]))
+        else:
+            bench.store.from_pacifica(cart)
         place = bench.volume.paths.member(cart, "dir/1")
         place.parent.mkdir(parents=True)
         place.write_bytes(FILES["1"])
@@ -441,9 +473,11 @@ class TestEnding:
         assert held.called
         assert isinstance(failure_of(ended), CancelledError)
 
-    def test_a_cancelled_file_is_not_retried(self, tmp_path: Path) -> None:
+    def test_a_cancelled_file_is_not_retried(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
         threads = HeldThreads()
-        bench = Bench(tmp_path / "volume", {"1": b"one"}, threads)
+        bench = Bench(sqlite_store, tmp_path / "volume", {"1": b"one"}, threads)
         cart = bench.put()
         bench.archive.files["1"] = b"eno"
         running, ended = run(bench, cart)
@@ -459,8 +493,8 @@ class TestEnding:
         bench.archive.holds["GET", "2"] = held
         cart = bench.put()
         _, ended = run(bench, cart)
-        bench.store.lease_rows[cart.id] = "another", 99.0
+        bench.store.lease_to(cart, "another", until=99.0)
         bench.clock.advance(1.0)
         held.callback(None)
         assert isinstance(failure_of(ended), LeaseLost)
-        assert bench.store.cart_rows[cart.id].status is CartStatus.STAGING
+        assert bench.store.cart(cart.id).status is CartStatus.STAGING

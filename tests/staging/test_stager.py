@@ -17,8 +17,11 @@ from cartd.errors import Unavailable
 from cartd.model import CartFile, CartStatus, FileStatus, TarFacts
 from cartd.staging.stager import CLAIM_INTERVAL, LEASE_SECONDS, STALL_TIMEOUT, Stager
 from cartd.volume.locks import ProcessLocks
+from tests.support.sqlite_store import SqliteStore
 from tests.support.staging_parts import Bench, outage, passing
 from tests.support.volume_parts import InThisThread, begin, logged, result_of
+
+pytest_plugins = ("tests.support.database_fixtures",)
 
 FILES = {"1": b"one", "2": b"two"}
 
@@ -26,8 +29,10 @@ FILES = {"1": b"one", "2": b"two"}
 class Staged(Bench):
     """A bench with a stager."""
 
-    def __init__(self, root: Path, stall_timeout: float = STALL_TIMEOUT) -> None:
-        super().__init__(root, FILES)
+    def __init__(
+        self, store: SqliteStore, root: Path, stall_timeout: float = STALL_TIMEOUT
+    ) -> None:
+        super().__init__(store, root, FILES)
         self.divisors: dict[str, int] = {}
         self.process_locks = ProcessLocks(root / "holders")
         self.holder = self.process_locks.name
@@ -46,7 +51,7 @@ class Staged(Bench):
         self.stager.start(self.context(divisors=self.divisors), claim_unfinished=claim_unfinished)
 
     def status(self, cart_id: int) -> CartStatus:
-        return self.store.cart_rows[cart_id].status
+        return self.store.cart(cart_id).status
 
     def hold(self, method: str = "GET", name: str = "1") -> Deferred[None]:
         held: Deferred[None] = Deferred()
@@ -55,8 +60,8 @@ class Staged(Bench):
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Staged]:
-    bench = Staged(tmp_path / "volume")
+def bench(tmp_path: Path, sqlite_store: SqliteStore) -> Iterator[Staged]:
+    bench = Staged(sqlite_store, tmp_path / "volume")
     yield bench
     result_of(bench.stager.stop())
     bench.process_locks.stop()
@@ -71,7 +76,7 @@ class TestBeginning:
         bench.stager.begin(cart.id, resumed=False)
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.READY
-        assert bench.store.lease_rows == {}
+        assert bench.store.held() == {}
 
     def test_to_begin_a_cart_again_changes_nothing_about_its_staging(self, bench: Staged) -> None:
         bench.start()
@@ -95,11 +100,13 @@ class TestBeginning:
         cart = bench.put()
         with_lock = ProcessLocks(bench.root / "holders")
         with_lock.start()
-        bench.store.lease_rows[cart.id] = with_lock.name, LEASE_SECONDS
+        bench.store.lease_to(cart, with_lock.name, until=LEASE_SECONDS)
+        claims: list[object] = []
+        bench.store.leases.claim = claims.append  # type: ignore[method-assign,assignment]
         bench.start()
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.archive.asked == []
-        assert bench.store.claim_count == 0
+        assert claims == []
         with_lock.stop()
 
 
@@ -111,8 +118,8 @@ class TestErrors:
         bench.stager.begin(cart.id)
         assert bench.status(cart.id) is CartStatus.ERROR
         message = "Failed to stage dir/2 (archive id 2): [Errno 5] broken disk"
-        assert bench.store.cart_rows[cart.id].error == message
-        failed = bench.store.rows[cart.id][1]
+        assert bench.store.cart(cart.id).error == message
+        failed = bench.store.files(cart.id)[1]
         assert (failed.status, failed.error) == (FileStatus.ERROR, "[Errno 5] broken disk")
 
     def test_a_cart_in_error_keeps_what_is_recorded_and_nothing_else(self, bench: Staged) -> None:
@@ -137,8 +144,8 @@ class TestErrors:
         bench.clock.advance(1)
         assert bench.store.staged(cart.id) == ["1"]
         bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
-        bench.store.failing_calls = 1
-        held.callback(None)
+        with bench.store.unavailable():
+            held.callback(None)
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
         bench.archive.fails["GET", "2"] = [OSError(5, "broken disk")]
@@ -161,12 +168,12 @@ class TestErrors:
         held.callback(None)
         assert bench.status(cart.id) is CartStatus.ERROR
         promised = sum(map(len, FILES.values()))
-        assert bench.store.cart_rows[cart.id].volume_bytes == promised
+        assert bench.store.cart(cart.id).volume_bytes == promised
 
         again = bench.put(uid="again")  # fails before anything of it is known
         bench.stager.begin(again.id)
         assert bench.status(again.id) is CartStatus.ERROR
-        assert bench.store.cart_rows[again.id].volume_bytes == 0
+        assert bench.store.cart(again.id).volume_bytes == 0
 
     def test_a_cart_that_fails_while_bundling_counts_its_tar(
         self, bench: Staged, monkeypatch: pytest.MonkeyPatch
@@ -180,7 +187,7 @@ class TestErrors:
         bench.stager.begin(cart.id, resumed=False)
         assert bench.status(cart.id) is CartStatus.ERROR
         tar = bench.volume.paths.tar(cart).stat().st_size
-        assert bench.store.cart_rows[cart.id].volume_bytes == tar
+        assert bench.store.cart(cart.id).volume_bytes == tar
 
     def test_files_removed_before_bundling_are_refetched_once(self, bench: Staged) -> None:
         bench.start()
@@ -207,14 +214,14 @@ class TestErrors:
         times = 2
         bench.stager.begin(again.id, resumed=False)
         assert bench.status(again.id) is CartStatus.ERROR
-        assert bench.store.cart_rows[again.id].error == "dir/2 is missing on the volume"
+        assert bench.store.cart(again.id).error == "dir/2 is missing on the volume"
 
     def test_an_internal_error_fails_one_cart_only(self, bench: Staged) -> None:
         bench.archive.fails["HEAD", "1"] = [ZeroDivisionError("bug")]
         bench.start()
         first = bench.put()
         bench.stager.begin(first.id)
-        assert bench.store.cart_rows[first.id].error == "Internal error: ZeroDivisionError: bug"
+        assert bench.store.cart(first.id).error == "Internal error: ZeroDivisionError: bug"
         second = bench.put()
         bench.stager.begin(second.id)
         assert bench.status(second.id) is CartStatus.READY
@@ -234,13 +241,14 @@ class TestTakingUp:
 
     def test_the_cart_of_a_dead_process_is_taken_over_at_once(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.lease_rows[cart.id] = f"{socket.gethostname()}-0-1-0badcafe", LEASE_SECONDS
+        dead = f"{socket.gethostname()}-0-1-0badcafe"
+        bench.store.lease_to(cart, dead, until=LEASE_SECONDS)
         bench.start()
         assert bench.status(cart.id) is CartStatus.READY
 
     def test_a_cart_of_another_machine_is_taken_over_after_its_lease(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.lease_rows[cart.id] = "elsewhere-0-1-0badcafe", 12.0
+        bench.store.lease_to(cart, "elsewhere-0-1-0badcafe", until=12.0)
         bench.start()
         bench.clock.pump([CLAIM_INTERVAL] * 2)
         assert bench.status(cart.id) is CartStatus.STAGING
@@ -249,7 +257,7 @@ class TestTakingUp:
 
     def test_a_clock_set_back_does_not_extend_a_dead_lease(self, bench: Staged) -> None:
         cart = bench.put()
-        bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", LEASE_SECONDS
+        bench.store.lease_to(cart, "elsewhere-1-0badcafe", until=LEASE_SECONDS)
         bench.set_ahead = -3600.0
         bench.start()
         bench.clock.pump([CLAIM_INTERVAL] * 11)
@@ -260,14 +268,14 @@ class TestTakingUp:
     def test_a_renewed_lease_is_kept_although_its_clock_is_ahead(self, bench: Staged) -> None:
         cart = bench.put()
         ahead = 3600.0
-        bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", ahead
+        bench.store.lease_to(cart, "elsewhere-1-0badcafe", until=ahead)
         bench.start()
         for _ in range(30):
             ahead += CLAIM_INTERVAL
-            bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", ahead
+            result_of(bench.store.leases.renew("elsewhere-1-0badcafe", ahead))
             bench.clock.advance(CLAIM_INTERVAL)
         assert bench.archive.asked == []
-        del bench.store.lease_rows[cart.id]
+        result_of(bench.store.leases.release("elsewhere-1-0badcafe", cart.id))
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
 
@@ -275,12 +283,11 @@ class TestTakingUp:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id, resumed=False)
-        bench.store.failing_calls = inf
-        bench.clock.advance(1)
-        held.callback(None)
-        assert bench.stager.count() == 0
-        bench.clock.advance(CLAIM_INTERVAL)
-        bench.store.failing_calls = 0
+        with bench.store.unavailable():
+            bench.clock.advance(1)
+            held.callback(None)
+            assert bench.stager.count() == 0
+            bench.clock.advance(CLAIM_INTERVAL)
         bench.clock.advance(CLAIM_INTERVAL)
         assert bench.status(cart.id) is CartStatus.READY
         assert bench.store.staged(cart.id) == ["1", "2"]
@@ -291,8 +298,8 @@ class TestTakingUp:
         bench.start()
         cart, held = bench.put(), bench.hold("GET", "2")
         bench.stager.begin(cart.id, resumed=False)
-        bench.store.failing_calls = 1
-        held.callback(None)
+        with bench.store.unavailable():
+            held.callback(None)
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
         bench.clock.advance(CLAIM_INTERVAL)
@@ -305,10 +312,8 @@ class TestLeases:
         cart, held = bench.put(), bench.hold()
         bench.stager.begin(cart.id)
         bench.clock.pump([CLAIM_INTERVAL] * 30)
-        assert bench.store.lease_rows[cart.id] == (
-            bench.process_locks.name,
-            bench.clock.seconds() + LEASE_SECONDS,
-        )
+        until = bench.clock.seconds() + LEASE_SECONDS
+        assert bench.store.held() == {cart.id: (bench.process_locks.name, until)}
         held.callback(None)
         assert bench.status(cart.id) is CartStatus.READY
 
@@ -319,12 +324,12 @@ class TestLeases:
         if seconds != 1.0:
             bench.hold("GET", "2")  # nothing is staged that a flush would record
         bench.stager.begin(cart.id)
-        bench.store.lease_rows[cart.id] = "elsewhere-1-0badcafe", 1000.0
+        bench.store.lease_to(cart, "elsewhere-1-0badcafe", until=1000.0)
         bench.clock.advance(seconds)
         assert held.called
         assert bench.stager.count() == 0
         assert bench.status(cart.id) is CartStatus.STAGING
-        assert bench.store.lease_rows[cart.id][0] == "elsewhere-1-0badcafe"
+        assert bench.store.held() == {cart.id: ("elsewhere-1-0badcafe", 1000.0)}
 
     def test_staged_files_are_recorded_within_a_second(self, bench: Staged) -> None:
         bench.start()
@@ -379,8 +384,10 @@ class TestStandingStill:
         assert bench.status(cart.id) is CartStatus.STAGING
         assert not any("no progress for" in str(event.get("log_format")) for event in events)
 
-    def test_a_stall_timeout_above_the_default_is_waited_for(self, tmp_path: Path) -> None:
-        bench = Staged(tmp_path / "volume", stall_timeout=2 * STALL_TIMEOUT)
+    def test_a_stall_timeout_above_the_default_is_waited_for(
+        self, tmp_path: Path, sqlite_store: SqliteStore
+    ) -> None:
+        bench = Staged(sqlite_store, tmp_path / "volume", stall_timeout=2 * STALL_TIMEOUT)
         bench.start()
         cart = bench.put(["1"])
         held = bench.hold("HEAD", "1")
@@ -407,7 +414,7 @@ class TestStandingStill:
 
 
 class TestWaitingForLong:
-    @pytest.mark.parametrize(("what", "carts"), [("archive", 1000), ("tape", 250)])
+    @pytest.mark.parametrize(("what", "carts"), [("archive", 400), ("tape", 250)])
     def test_carts_that_wait_for_a_week_leak_no_memory(
         self, bench: Staged, what: str, carts: int
     ) -> None:
@@ -442,7 +449,7 @@ class TestLettingGo:
         bench.start()
         cart, held = bench.put(), bench.hold()
         bench.stager.begin(cart.id)
-        del bench.store.lease_rows[cart.id]  # as its deletion does
+        result_of(bench.store.removals.mark_deleted(cart.id, 0))
         assert begin(bench.stager.abort(cart.id)) == [None]
         assert held.called
         assert bench.stager.count() == 0
@@ -459,10 +466,10 @@ class TestLettingGo:
         held = [bench.hold("GET", "1"), bench.hold("GET", "3")]
         for cart in carts:
             bench.stager.begin(cart.id)
-        assert set(bench.store.lease_rows) == {1, 2}
+        assert set(bench.store.held()) == {1, 2}
         result_of(bench.stager.stop())
         assert all(one.called for one in held)
-        assert bench.store.lease_rows == {}
+        assert bench.store.held() == {}
         assert [bench.status(cart.id) for cart in carts] == [CartStatus.STAGING] * 2
         assert [bench.store.staged(cart.id) for cart in carts] == [["2"], []]
 
@@ -470,8 +477,8 @@ class TestLettingGo:
         bench.start()
         bench.hold()
         bench.stager.begin(bench.put().id)
-        bench.store.failing_calls = inf
-        result_of(bench.stager.stop())
-        assert bench.stager.count() == 0
-        with pytest.raises(Unavailable):
-            result_of(bench.store.leases.holders())
+        with bench.store.unavailable():
+            result_of(bench.stager.stop())
+            assert bench.stager.count() == 0
+            with pytest.raises(Unavailable):
+                result_of(bench.store.leases.holders())

@@ -22,6 +22,8 @@ from tests.support.databases import (
     without_carts,
     without_tables,
 )
+from tests.support.sqlite_store import SqliteFile, SqliteStore
+from tests.support.volume_parts import result_of
 
 BACKENDS = ("sqlite", "postgresql")
 
@@ -94,3 +96,17 @@ async def store(database: str) -> Any:
     store = Store(database, the_reactor())
     yield store
     await store.close()
+
+
+@pytest.fixture(scope="session")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> SqliteFile:
+    return SqliteFile(tmp_path_factory.mktemp("sqlite"))
+
+
+@pytest.fixture
+def sqlite_store(sqlite_file: SqliteFile) -> Iterator[SqliteStore]:
+    """A store on SQLite whose queries run at once, closed when the test ends."""
+    sqlite_file.clean()
+    store = SqliteStore(sqlite_file)
+    yield store
+    result_of(store.close())

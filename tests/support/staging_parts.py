@@ -27,8 +27,11 @@ from cartd.model import Cart
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.staging import ReserveSpace, StagingContext
 from cartd.volume import Volume
-from tests.support.memory_store import MTIME, MemoryStore
+from tests.support.sqlite_store import SqliteStore
 from tests.support.volume_parts import InThisThread
+
+MTIME = 1_234_567_890
+"""Of every file of the archive."""
 
 
 class ScriptedArchive(ArchiveClient):
@@ -103,12 +106,16 @@ class Bench:
     """A complete staging context; random waits have their mean length."""
 
     def __init__(
-        self, root: Path, files: Mapping[str, bytes], threads: ThreadRunner | None = None
+        self,
+        store: SqliteStore,
+        root: Path,
+        files: Mapping[str, bytes],
+        threads: ThreadRunner | None = None,
     ) -> None:
         self.clock = Clock()
         self.set_ahead = 0.0
         """Seconds by which the wall clock was set ahead of the monotonic clock."""
-        self.store = MemoryStore()
+        self.store = store
         self.archive = ScriptedArchive(files)
         self.volume = Volume(root, threads or InThisThread())
         self.volume.prepare()
@@ -172,11 +179,18 @@ class Bench:
         tar_indexes = TarIndexCache(self.store.carts, InThisThread())
         return Recovery(self.store, self.volume, tar_indexes, self.clock, self.now)
 
-    def put(self, names: Iterable[str] = (), uid: str = "mine", *, bundle: bool = False) -> Cart:
+    def put(
+        self,
+        names: Iterable[str] = (),
+        uid: str = "mine",
+        *,
+        bundle: bool = False,
+        owner: str | None = None,
+    ) -> Cart:
         """Return a posted cart of all files of the archive, or of some."""
         wanted = list(names) or list(self.archive.files)
         files = {name: self.archive.files[name] for name in wanted}
-        return self.store.put(uid, files, bundle=bundle)
+        return self.store.post(uid, files, bundle=bundle, owner=owner, now=self.now())
 
     def times_until(self, what: Any, *, seconds: float) -> list[float]:
         """Advance the clock in small steps; return the times when ``what()`` changed."""

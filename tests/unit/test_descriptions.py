@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,44 +11,33 @@ from twisted.internet.task import Clock
 
 from cartd.carts.download import AccessTimes, Downloads, NotReady, Pins, TarDescription
 from cartd.errors import CartNotFound
-from cartd.model import UNRESTRICTED, Cart, CartStatus, FileStatus, TarFacts, Viewer
+from cartd.model import UNRESTRICTED, Cart, TarFacts
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.tar.index import Members
 from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
 from cartd.volume import Volume
 from tests.support.built_tars import Member, build_tar, index_of
-from tests.support.memory_store import MTIME, MemoryStore
+from tests.support.sqlite_store import SqliteStore
 from tests.support.volume_parts import InThisThread, begin, failure_of, result_of
 
+pytest_plugins = ("tests.support.database_fixtures",)
+
+MTIME = 1_234_567_890
 FILES = {"1": b"first", "2": b"second" * 200}
 ODD = {"ä" * 60: b"first", "b" * 120: b"second"}
-
-
-class CountingStore(MemoryStore):
-    """Counts how often the members of a cart are read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read = 0
-
-    async def members(self, cart_id: int, positions: range) -> Members:
-        self.read += 1
-        return await super().members(cart_id, positions)
-
-    async def newest_for(self, viewer: Viewer, uid: str) -> Cart | None:
-        return (await self.carts_for(viewer, uid))[0]
-
-    async def touch(self, uses: Mapping[int, float]) -> None:
-        pass
 
 
 class Site:
     """A store with carts that are ready, and their downloads."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, store: SqliteStore, root: Path) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
-        self.store = CountingStore()
+        self.store = store
+        self.members_read = 0
+        """How often the members of a cart were read."""
+        self._read_members = store.carts.members
+        store.carts.members = self._count_members  # type: ignore[method-assign]
         self.volume = Volume(root, InThisThread())
         self.volume.prepare()
         unused = cast(Any, None)
@@ -65,34 +53,47 @@ class Site:
             self.clock.seconds,
         )
 
-    def ready(self, uid: str, files: dict[str, bytes] = FILES, **more: Any) -> Cart:
-        cart = self.store.put(uid, files)
-        for row in self.store.rows[cart.id]:
-            size = len(files[row.archive_id])
-            self.store.rows[cart.id][row.position] = replace(
-                row, size=size, mtime=MTIME, status=FileStatus.STAGED
-            )
+    async def _count_members(self, cart_id: int, positions: range) -> Members:
+        self.members_read += 1
+        return await self._read_members(cart_id, positions)
+
+    def ready(
+        self,
+        uid: str,
+        files: dict[str, bytes] = FILES,
+        *,
+        bundle: bool = False,
+        volume_bytes: int | None = None,
+        updated: float = 0.0,
+    ) -> Cart:
+        cart = self.store.post(uid, files, bundle=bundle)
         total = sum(map(len, files.values()))
-        values = {"bytes_total": total, "volume_bytes": total, "fingerprint": "f", **more}
-        self.store.cart_rows[cart.id] = replace(cart, status=CartStatus.READY, **values)
-        return self.store.cart_rows[cart.id]
+        self.store.reserve(cart, total)
+        states = [(at, len(data), MTIME) for at, data in enumerate(files.values())]
+        staged = [(at, "") for at in range(len(files))]
+        taken = total if volume_bytes is None else volume_bytes
+        progress = self.store.progress
+        result_of(progress.record_states(cart.id, "me", states))
+        result_of(progress.record_staged(cart.id, "me", staged, now=updated))
+        result_of(progress.record_ready(cart.id, "me", volume_bytes=taken, now=updated))
+        return self.store.cart(cart.id)
 
     def members(self, cart: Cart) -> list[Member]:
-        rows = self.store.rows[cart.id]
+        rows = self.store.files(cart.id)
         return [Member(r.path, r.size or 0, r.mtime or 0, r.hash_type, r.hash_sum) for r in rows]
 
     def describe(self, cart: Cart, name: str | None) -> TarDescription:
-        return result_of(self.downloads.describe(self.store.cart_rows[cart.id], name))
+        return result_of(self.downloads.describe(self.store.cart(cart.id), name))
 
     def facts(self, cart: Cart) -> TarFacts:
-        tar = self.store.cart_rows[cart.id].tar
+        tar = self.store.cart(cart.id).tar
         assert tar is not None
         return tar
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site(tmp_path: Path, sqlite_store: SqliteStore) -> Site:
+    return Site(sqlite_store, tmp_path)
 
 
 NAMES = ["data.tar", "d" * 120, "d" * 200 + ".tar", "ä.tar"]
@@ -107,7 +108,7 @@ def test_a_cart_is_described_without_its_members_under_any_name(
     members = site.members(cart)
     result_of(site.store.progress.record_tar(cart.id, tar_facts(index_of(members), 77.0)))
     described = site.describe(cart, name)
-    assert site.store.read == 0
+    assert site.members_read == 0
     bundle = build_tar(members, top=name.removesuffix(".tar"))
     assert described == TarDescription(name, bundle.length, bundle.etag, 77.0)
 
@@ -120,10 +121,10 @@ def test_members_are_read_only_for_the_bytes_of_a_download(site: Site) -> None:
 
     async def download() -> None:
         async with site.downloads.open(UNRESTRICTED, "mine", "data.tar") as opened:
-            assert site.store.read == 0
+            assert site.members_read == 0
             for start in (0, 512):
                 (await opened.reader(start, opened.length)).close()
-            assert site.store.read == 1
+            assert site.members_read == 1
 
     result_of(download())
 
@@ -134,9 +135,9 @@ def test_an_unknown_tar_is_measured_once(site: Site) -> None:
     site.clock.advance(500)
     assert site.describe(cart, "data.tar") == first
     assert first.last_modified == 1000
-    assert site.store.read == 1
+    assert site.members_read == 1
     assert site.describe(cart, "other.tar").etag != first.etag
-    assert site.store.read == 1
+    assert site.members_read == 1
 
 
 def test_another_layout_is_another_tar_from_the_upgrade_on(site: Site) -> None:
@@ -165,13 +166,14 @@ def test_a_bundled_tar_keeps_its_layout(site: Site) -> None:
     old = site.describe(cart, "data.tar")
     assert old.etag != now.etag
     assert (old.length, old.last_modified) == (now.length, 5.0)
-    assert site.store.read == 0
+    assert site.members_read == 0
 
 
 def test_a_restaged_tar_of_pacifica_has_new_validators(
     site: Site,
 ) -> None:
-    cart = site.ready("mine", bundle=True, fingerprint=None, volume_bytes=10_240, updated=3.5)
+    cart = site.ready("mine", bundle=True, volume_bytes=10_240, updated=3.5)
+    site.store.from_pacifica(cart)
     pacifica = site.describe(cart, "data.tar")
     assert (pacifica.length, pacifica.last_modified) == (10_240, 3.5)
     result_of(
@@ -185,7 +187,7 @@ def test_a_restaged_tar_of_pacifica_has_new_validators(
 def test_bytes_other_than_announced_are_not_sent(site: Site) -> None:
     cart = site.ready("mine")
     before = site.describe(cart, "data.tar")
-    site.store.rows[cart.id][0] = replace(site.store.rows[cart.id][0], mtime=MTIME + 1)
+    site.store.query("UPDATE file SET mtime = mtime + 1 WHERE cart_id = ?", cart.id)
 
     async def download() -> None:
         async with site.downloads.open(UNRESTRICTED, "mine", "data.tar") as opened:
