@@ -24,8 +24,8 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
-from cartd.store import postgresql
 from cartd.store.alchimia_adapter import all_rows, driver_connection, roll_back, wrap_engine
+from cartd.store.engine import server_of
 from cartd.store.watchdog import Watchdog
 
 THREAD_NAME = "cartd store"
@@ -71,7 +71,7 @@ class Connection:
         self._watchdog = watchdog
         driver = driver_connection(alchimia)
         self._socket = _socket_of(driver)
-        self._server = None if self._socket is None else postgresql.server_of(driver)
+        self._server = None if self._socket is None else server_of(driver)
 
     def execute(self, statement: Any, parameters: Any = None) -> Deferred[Any]:
         """Fires with alchimia's result of a statement without rows: ``rowcount`` and such."""

@@ -33,9 +33,16 @@ from twisted.python.failure import Failure
 from cartd.deferreds.threads import DedicatedThread
 from cartd.errors import CartdError, DatabaseUnavailable, StatementRejected
 from cartd.files import this_user, user_name
-from cartd.store import postgresql
 from cartd.store.connections import Connection, Pool, detach_on_cancel
-from cartd.store.engine import parse, reading_engine, writing_engine
+from cartd.store.engine import (
+    Server,
+    available_connections,
+    connect_timeout,
+    parse,
+    probe,
+    reading_engine,
+    writing_engine,
+)
 from cartd.store.tables import cartsystem
 from cartd.store.watchdog import Watchdog
 
@@ -126,7 +133,7 @@ def connection_limit_warning(url: str, within: float = 5.0) -> str | None:
     engine = reading_engine(url)
     if engine.dialect.name != "postgresql":
         return None
-    given = postgresql.available_connections(engine, CONNECTIONS, within)
+    given = available_connections(engine, CONNECTIONS, within)
     if given == CONNECTIONS:
         return None
     return (
@@ -155,7 +162,7 @@ class Database:
         self._probe_thread = DedicatedThread(reactor)
         self._engine = engine
         is_remote = self._dialect == "postgresql"
-        timeout = postgresql.connect_timeout(engine) if is_remote else 0
+        timeout = connect_timeout(engine) if is_remote else 0
         self._watchdog = Watchdog(reactor, self._probe, timeout)
         self._readers = Pool(reactor, reading_engine(url), READERS, self._watchdog)
         self._writer = Pool(reactor, engine, 1, self._watchdog)
@@ -269,9 +276,9 @@ class Database:
         log.failure("The database rejected a statement", Failure(error))
         raise unavailable from error
 
-    async def _probe(self, server: postgresql.Server) -> None:
+    async def _probe(self, server: Server) -> None:
         """Check whether a server answers a new connection."""
-        await self._probe_thread.run(postgresql.probe, self._engine, server)
+        await self._probe_thread.run(probe, self._engine, server)
 
 
 LOG_INTERVAL = 60.0

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from cartd.errors import ConfigError, DatabaseUnavailable, Unavailable
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Viewer
-from cartd.store import Store, postgresql, schema_state, sync
+from cartd.store import Store, schema_state, sync
 from cartd.store.alchimia_adapter import driver_connection
 from cartd.store.connections import THREAD_NAME
 from cartd.store.database import READERS, lock_writers, with_file_reason
@@ -444,7 +444,7 @@ class TestPostgresqlState:
     async def test_an_idle_transaction_loses_its_locks_after_a_timeout(
         self, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(postgresql, "IDLE_TIMEOUT", 0.2)
+        monkeypatch.setattr("cartd.store.engine.IDLE_TIMEOUT", 0.2)
         url = postgres.create(template="synced")
         frozen, other = Store(url, the_reactor()), Store(url, the_reactor())
         cart = await posted(frozen)
