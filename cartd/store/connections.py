@@ -1,9 +1,15 @@
-"""A pool of persistent alchimia connections, each used by one caller at a time.
+"""Pools of persistent alchimia connections, and a watchdog for connections that get no answer.
 
-Strategy: a connection belongs to one thread, which runs its calls in order.  A caller that gives up
-(an error, a cancelled coroutine) need not wait: the rollback or close is queued behind the running
-call, and the connection, or its slot in the pool, is free again only after that.  A call that the
-server never answers is aborted by shutting down the socket (see ``watchdog``).
+Strategy: a connection belongs to one thread, which runs its calls in order, for one caller at a
+time.  A caller that gives up (an error, a cancelled coroutine) need not wait: the rollback or close
+is queued behind the running call, and the connection, or its slot in the pool, is free again only
+after that.  A call that the server never answers is aborted by shutting down the socket (see
+:class:`Watchdog`).
+
+This is the only module that imports alchimia or uses its internals.  alchimia's last release
+derives a class that cartd does not use from ``DefaultEngineStrategy``, which SQLAlchemy 1.4
+removed.  With an empty class of that name the import succeeds; the rest of alchimia needs only what
+SQLAlchemy 2 still has.
 """
 
 from __future__ import annotations
@@ -11,27 +17,76 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from traceback import clear_frames
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Executable
+from sqlalchemy.engine import strategies
+from sqlalchemy.exc import DisconnectionError
 from twisted.internet.defer import Deferred, gatherResults, succeed
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.defer import TimeoutError as ProbeTimeout
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
-from cartd.store.alchimia_adapter import all_rows, driver_connection, roll_back, wrap_engine
 from cartd.store.engine import server_of
-from cartd.store.watchdog import Watchdog
+
+if not hasattr(strategies, "DefaultEngineStrategy"):
+    strategies.DefaultEngineStrategy = type(  # type: ignore[attr-defined]
+        "DefaultEngineStrategy", (), {}
+    )
+
+from alchimia import wrap_engine
 
 THREAD_NAME = "cartd store"
 _STOPPING = "The service is stopping"
 
 T = TypeVar("T")
+
+
+def _all_rows(
+    alchimia: Any, statement: Executable, parameters: Any, *, end: bool = False
+) -> Deferred[Sequence[Any]]:
+    """Return what ``execute`` and ``fetchall`` return, in one trip to the connection's thread.
+
+    Two trips would need one more iteration of the reactor per query, which is slow under load.
+    alchimia has no public name for this, and is no longer developed.  ``end`` also ends the
+    transaction that the query has begun implicitly.
+    """
+    connection = alchimia._connection
+
+    def rows() -> Sequence[Any]:
+        found: Sequence[Any] = connection.execute(statement, parameters).fetchall()
+        if end:
+            connection.commit()
+        return found
+
+    return alchimia._defer_to_cxn(rows)  # type: ignore[no-any-return]
+
+
+def _roll_back(alchimia: Any) -> Deferred[None]:
+    """Roll back any open transaction, after the calls queued before.
+
+    Fails if the connection was lost.  alchimia's own rollback would warn if the transaction was
+    committed already.
+    """
+    connection = alchimia._connection
+
+    def end() -> None:
+        connection.rollback()
+        if connection.invalidated:
+            raise DisconnectionError("connection lost")
+
+    return alchimia._defer_to_cxn(end)  # type: ignore[no-any-return]
+
+
+def driver_connection(alchimia: Any) -> Any:
+    """Return the driver's connection of an open, idle alchimia connection."""
+    return alchimia._connection.connection.driver_connection
 
 
 class WorkerThread:
@@ -62,6 +117,103 @@ class WorkerThread:
         self.ended.callback(None)
 
 
+PROBE_AFTER = 10.0
+"""Seconds after which a running query is slow."""
+PROBE_GRACE = 5.0
+"""Seconds that a probe may take beyond the connect timeout."""
+
+
+class _Query(NamedTuple):
+    started: float
+    abort: Callable[[], None]
+    server: Hashable
+
+
+class Watchdog:
+    """Aborts queries that a hanging database does not answer while the connection looks intact.
+
+    A query on a stopped server, or on a network that drops packets, looks the same as a slow one:
+    deleting a cart of a million files is one statement.  So when a query is slow, a probe opens a
+    new connection to the same server.  While probes are answered, even by an error, the query
+    continues; otherwise its connection is aborted, and the driver fails as if the server had closed
+    it.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        probe: Callable[[Any], Awaitable[object]],
+        connect_timeout: float,
+    ) -> None:
+        """``probe`` connects to a server, and raises ``TimeoutError`` if there is no answer.
+
+        A probe that takes longer than ``connect_timeout`` counts as not answered.
+        """
+        self._clock = clock
+        self._probe = probe
+        self._probe_timeout = connect_timeout + PROBE_GRACE
+        self._running: dict[object, _Query] = {}
+        self._next_check: IDelayedCall | None = None
+        self._probes: set[Deferred[Any]] = set()
+
+    def watch(
+        self, answer: Deferred[T], abort: Callable[[], None], server: Hashable
+    ) -> Deferred[T]:
+        """Watch a query until ``answer`` fires; ``abort`` may be called several times before."""
+        query = object()
+        self._running[query] = _Query(self._clock.seconds(), abort, server)
+
+        def finished(outcome: T) -> T:
+            del self._running[query]
+            return outcome
+
+        answer.addBoth(finished)
+        self._check_after(PROBE_AFTER)
+        return answer
+
+    def stop(self) -> None:
+        """Stop watching; no query may be running."""
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
+        for probing in list(self._probes):
+            probing.cancel()
+
+    def _check_after(self, seconds: float) -> None:
+        if self._next_check is None and not self._probes and self._running:
+            self._next_check = self._clock.callLater(seconds, self._check)
+
+    def _check(self) -> None:
+        self._next_check = None
+        started_before = self._clock.seconds() - PROBE_AFTER
+        servers = {query.server for query in self._slow(started_before)}
+        if not servers:
+            # A query is found at most this long after it became slow.
+            self._check_after(PROBE_AFTER / 2)
+            return
+        probes = {server: Deferred.fromCoroutine(self._probe_server(server)) for server in servers}
+        self._probes.update(probes.values())
+        for server, probing in probes.items():
+            probing.addTimeout(self._probe_timeout, self._clock)
+            probing.addBoth(self._probed, probing, server, started_before)
+
+    async def _probe_server(self, server: Hashable) -> None:
+        await self._probe(server)
+
+    def _probed(
+        self, outcome: object, probing: Deferred[Any], server: Hashable, started_before: float
+    ) -> None:
+        self._probes.discard(probing)
+        if isinstance(outcome, Failure) and outcome.check(TimeoutError, ProbeTimeout):
+            for query in self._slow(started_before):
+                if query.server == server:
+                    query.abort()
+        self._check_after(PROBE_AFTER)
+
+    def _slow(self, started_before: float) -> list[_Query]:
+        return [query for query in self._running.values() if query.started <= started_before]
+
+
 class Connection:
     """An alchimia connection and its thread."""
 
@@ -79,12 +231,12 @@ class Connection:
 
     def rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
         """Fires with all rows of a query within a transaction."""
-        return self._watched(all_rows(self._alchimia, statement, parameters))
+        return self._watched(_all_rows(self._alchimia, statement, parameters))
 
     def autocommit_rows(self, statement: Any, parameters: Any = None) -> Deferred[Sequence[Any]]:
         """Fires with all rows of a query outside a transaction; PostgreSQL runs it in its own."""
         end = self._socket is not None
-        return self._watched(all_rows(self._alchimia, statement, parameters, end=end))
+        return self._watched(_all_rows(self._alchimia, statement, parameters, end=end))
 
     def begin(self) -> Deferred[Any]:
         """Fires with alchimia's transaction, for :meth:`commit` and :meth:`rollback`."""
@@ -95,7 +247,7 @@ class Connection:
 
     def rollback(self) -> Deferred[None]:
         """Roll back after the running call; fails if the connection was lost."""
-        return self._watched(roll_back(self._alchimia))
+        return self._watched(_roll_back(self._alchimia))
 
     def close(self) -> Deferred[None]:
         """Roll back, close and end the thread; fires when the thread has ended."""

@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from cartd.deferreds.threads import DedicatedThread
 from cartd.errors import CartdError, DatabaseUnavailable, StatementRejected
 from cartd.files import this_user, user_name
-from cartd.store.connections import Connection, Pool, detach_on_cancel
+from cartd.store.connections import Connection, Pool, Watchdog, detach_on_cancel
 from cartd.store.engine import (
     Server,
     available_connections,
@@ -44,7 +44,6 @@ from cartd.store.engine import (
     writing_engine,
 )
 from cartd.store.tables import cartsystem
-from cartd.store.watchdog import Watchdog
 
 log = Logger()
 

@@ -22,8 +22,7 @@ from cartd.errors import ConfigError, DatabaseUnavailable, Unavailable
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Viewer
 from cartd.store import Store, schema_state, sync
-from cartd.store.alchimia_adapter import driver_connection
-from cartd.store.connections import THREAD_NAME
+from cartd.store.connections import THREAD_NAME, driver_connection
 from cartd.store.database import READERS, lock_writers, with_file_reason
 from cartd.store.rows import BATCH
 from cartd.store.tables import cart as cart_table

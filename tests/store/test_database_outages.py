@@ -27,8 +27,8 @@ from tests.support.with_values import with_values
 pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
 
 SOON = {
-    "cartd.store.watchdog.PROBE_AFTER": 0.5,
-    "cartd.store.watchdog.PROBE_GRACE": 0.5,
+    "cartd.store.connections.PROBE_AFTER": 0.5,
+    "cartd.store.connections.PROBE_GRACE": 0.5,
     "cartd.staging.stager.CLAIM_INTERVAL": 0.5,
 }
 INI = "[cartd]\nlru_interval = 0.5\n"

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from cartd.errors import Unavailable
-from cartd.store.watchdog import PROBE_AFTER, PROBE_GRACE, Watchdog
+from cartd.store.connections import PROBE_AFTER, PROBE_GRACE, Watchdog
 
 TIMEOUT = 20.0
 PROBE_TIMEOUT = TIMEOUT + PROBE_GRACE
