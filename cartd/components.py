@@ -26,7 +26,7 @@ from cartd.errors import Unavailable
 from cartd.eviction.evictor import Evictor, SpaceRules
 from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Orphans, Repair
-from cartd.integrity.scrub import Verification
+from cartd.integrity.scrub import CartVerifier
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.staging import StagingContext
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
@@ -131,7 +131,7 @@ class Components:
         self.repair = Repair(
             self.store, self.volume, self.tar_indexes, stage=self.stager.begin, now=now
         )
-        self.verification = Verification(self.store, self.volume)
+        self.verification = CartVerifier(self.store, self.volume)
         self.orphans = Orphans(self.store.carts, self.volume)
         self.downloads = Downloads(
             self.store,

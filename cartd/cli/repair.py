@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from cartd.integrity.repair import Orphans, Repair
-from cartd.integrity.scrub import Damage, Verification
+from cartd.integrity.scrub import CartVerifier, Damage
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.store import Store
 from cartd.text import escape
@@ -100,7 +100,7 @@ class Verify:
     def __init__(
         self,
         store: Store,
-        verification: Verification,
+        verification: CartVerifier,
         orphans: Orphans,
         restore: Callable[[Cart, Sequence[int]], Awaitable[bool]] | None,
         out: TextIO,

@@ -1,6 +1,6 @@
 """The scrub: verifies the hashes of ready carts, one after the other, while the service runs.
 
-:class:`Verification` reads all bytes of a cart and compares them with the recorded hashes, for the
+:class:`CartVerifier` reads all bytes of a cart and compares them with the recorded hashes, for the
 scrub and for ``cartd-cmd verify``.
 
 Strategy: the cart that was verified longest ago is next; the dates are in the store, so that a
@@ -52,7 +52,7 @@ class Damage:
     """A short description, as ``is missing``."""
 
 
-class Verification:
+class CartVerifier:
     """Reads carts; changes nothing."""
 
     def __init__(self, store: Store, volume: Volume) -> None:
@@ -97,7 +97,7 @@ class Scrub:
     def __init__(
         self,
         store: Store,
-        verification: Verification,
+        verification: CartVerifier,
         repair: Repair,
         clock: IReactorTime,
         now: Callable[[], float],

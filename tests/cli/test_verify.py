@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from cartd.cli.repair import Verify
-from cartd.integrity.scrub import Damage, Verification
+from cartd.integrity.scrub import CartVerifier, Damage
 from cartd.model import Cart, CartStatus
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.volume_parts import result_of
@@ -126,7 +126,7 @@ def test_damage_in_a_shared_file_is_not_copied_back(site: CartSite) -> None:
     assert (one / "spoilt").samefile(other / "spoilt")
 
 
-class StillDamaged(Verification):
+class StillDamaged(CartVerifier):
     """A disk that corrupts everything written to it."""
 
     def __init__(self) -> None:

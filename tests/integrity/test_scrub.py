@@ -19,9 +19,9 @@ from cartd.integrity.scrub import (
     INITIAL_PAUSE,
     MAX_DAMAGED_IN_A_ROW,
     MAX_PAUSE,
+    CartVerifier,
     Damage,
     Scrub,
-    Verification,
 )
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
@@ -37,7 +37,7 @@ pytest_plugins = ("tests.support.database_fixtures",)
 INTERVAL = 1000.0
 
 
-class ScriptedVerification(Verification):
+class ScriptedVerifier(CartVerifier):
     """Reads each cart in ``trips`` of one second, and then returns preset damage."""
 
     def __init__(self, clock: Clock) -> None:
@@ -76,7 +76,7 @@ class Bench:
         self.set_ahead = 0.0
         """Seconds by which the wall clock was set ahead of the monotonic clock."""
         self.store = store
-        self.verification = ScriptedVerification(self.clock)
+        self.verification = ScriptedVerifier(self.clock)
         self.repair = GivesBack()
         self.scrub = Scrub(
             self.store, self.verification, self.repair, self.clock, self.now, INTERVAL
