@@ -13,17 +13,11 @@ from sqlalchemy import create_engine, text
 from twisted.internet.threads import deferToThread
 
 from tests.support.archive_faults import hang_after, hang_before_head
-from tests.support.cartd_with_archive import (
-    assert_no_unexpected_errors,
-    cartd_with_archive,
-    on_the_volume,
-)
-from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
+from tests.support.cartd_with_archive import cartd_with_archive, on_the_volume
+from tests.support.running_cartd import RunningCartd, entry, manifest, wait_for
 
 LARGE = bytes(range(256)) * (16 * 1024)
 """4 MiB: some of it is on the disk before the last byte has been received."""
-NEVER = 10**9
-"""HEADs until a file is staged from tape: the test does not wait for it."""
 
 
 def lease_ends(cartd: RunningCartd) -> float:
@@ -74,33 +68,3 @@ async def test_after_a_crash_nothing_is_fetched_again(
         assert fetched == dict.fromkeys(fetched, 1) | {"large1": 2, "large2": 2}
         assert list(cartd.volume.glob("incoming/*")) == []
         assert len(list(cartd.volume.glob("holders/*"))) == 1
-
-
-@pytest_twisted.ensureDeferred
-async def test_two_services_on_one_volume_stage_nothing_twice(tmp_path: Path) -> None:
-    async with cartd_with_archive(tmp_path) as (cartd, archive):
-        archive.put("1", b"one", tape_heads=NEVER)
-        archive.put("2", b"two")
-        await deferToThread(cartd.post, "first", manifest([entry("1", "one", b"one")]))
-        await archive.until(lambda: len(archive.seen("POST", "1")) == 1)
-        running = running_cartd(
-            tmp_path / "second",
-            archive=cartd.archive,
-            database=cartd.database,
-            VOLUME_PATH=str(cartd.volume),
-        )
-        second = await deferToThread(running.__enter__)
-        try:
-            await deferToThread(second.post, "second", manifest([entry("2", "two", b"two")]))
-            await deferToThread(cartd.wait_until, "second", "ready")
-            archive.files["1"].tape_heads = 0
-            await deferToThread(second.wait_until, "first", "ready")
-            assert await deferToThread(second.download, "first") == {"one": b"one"}
-            assert len(archive.seen("POST", "1")) == len(archive.seen("GET", "1")) == 1
-            assert len(archive.seen("HEAD", "2")) == len(archive.seen("GET", "2")) == 1
-            assert await deferToThread(cartd.terminate) == 0
-            assert await deferToThread(second.terminate) == 0
-            assert not list(cartd.volume.glob("holders/*"))
-            assert_no_unexpected_errors(second.log)
-        finally:
-            await deferToThread(running.__exit__, None, None, None)

@@ -8,16 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import pytest_twisted
+from twisted.internet.threads import deferToThread
 
 from tests.support import preloaded
 from tests.support.archive_faults import hang_after
 from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
-from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the_volume
+from tests.support.cartd_with_archive import (
+    assert_no_unexpected_errors,
+    cartd_with_archive,
+    on_the_volume,
+)
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import (
     DEADLINE,
     RunningCartd,
     command,
+    entry,
+    manifest,
     running_cartd,
     unpacked,
     wait_for,
@@ -197,3 +205,33 @@ def test_a_port_in_use_is_reported(
         assert len(second.stderr.splitlines()) == 1
         assert cartd.get("/").status == 200
         assert len(list(cartd.volume.glob("holders/*"))) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_services_on_one_volume_stage_nothing_twice(tmp_path: Path) -> None:
+    async with cartd_with_archive(tmp_path) as (cartd, archive):
+        archive.put("1", b"one", tape_heads=NEVER)
+        archive.put("2", b"two")
+        await deferToThread(cartd.post, "first", manifest([entry("1", "one", b"one")]))
+        await archive.until(lambda: len(archive.seen("POST", "1")) == 1)
+        running = running_cartd(
+            tmp_path / "second",
+            archive=cartd.archive,
+            database=cartd.database,
+            VOLUME_PATH=str(cartd.volume),
+        )
+        second = await deferToThread(running.__enter__)
+        try:
+            await deferToThread(second.post, "second", manifest([entry("2", "two", b"two")]))
+            await deferToThread(cartd.wait_until, "second", "ready")
+            archive.files["1"].tape_heads = 0
+            await deferToThread(second.wait_until, "first", "ready")
+            assert await deferToThread(second.download, "first") == {"one": b"one"}
+            assert len(archive.seen("POST", "1")) == len(archive.seen("GET", "1")) == 1
+            assert len(archive.seen("HEAD", "2")) == len(archive.seen("GET", "2")) == 1
+            assert await deferToThread(cartd.terminate) == 0
+            assert await deferToThread(second.terminate) == 0
+            assert not list(cartd.volume.glob("holders/*"))
+            assert_no_unexpected_errors(second.log)
+        finally:
+            await deferToThread(running.__exit__, None, None, None)
