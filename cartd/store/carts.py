@@ -43,7 +43,7 @@ from cartd.model import (
 )
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.store.database import Database, Transaction, lock_writers
-from cartd.store.rows import (
+from cartd.store.tables import (
     BATCH,
     CARTS,
     FILES,
@@ -51,13 +51,14 @@ from cartd.store.rows import (
     UNFINISHED,
     as_json_columns,
     batched,
+    cart,
     cart_of,
     date_of,
+    file,
     file_of,
     members_of,
     time_of,
 )
-from cartd.store.tables import cart, file
 from cartd.tar.index import Members
 
 K = TypeVar("K")

@@ -12,8 +12,7 @@ from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.durability import mark_dirty
 from cartd.store.leases import require_lease
 from cartd.store.progress import record_staged_in
-from cartd.store.rows import BATCH, batched, in_field_order
-from cartd.store.tables import cart, file
+from cartd.store.tables import BATCH, batched, cart, file, in_field_order
 
 # A literal, as in the index's condition: with a parameter SQLite would not use the index.
 _STAGED: ColumnElement[str] = literal_column("'staged'")

@@ -39,9 +39,18 @@ from sqlalchemy import (
 
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store.database import Database, Rows, Transaction, lock_writers
-from cartd.store.rows import BATCH, CARTS, FINISHED, cart_of, date_of
 from cartd.store.space import transfer_ownership
-from cartd.store.tables import cart, dirty_files, file, page_cache
+from cartd.store.tables import (
+    BATCH,
+    CARTS,
+    FINISHED,
+    cart,
+    cart_of,
+    date_of,
+    dirty_files,
+    file,
+    page_cache,
+)
 
 DELETE_BATCH = 500
 """Rows per DELETE statement."""

@@ -14,8 +14,7 @@ from cartd.errors import LeaseLost
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.durability import renew_dirty_rows
-from cartd.store.rows import CARTS, UNFINISHED, cart_of, date_of
-from cartd.store.tables import cart, file
+from cartd.store.tables import CARTS, UNFINISHED, cart, cart_of, date_of, file
 
 _WAITING = cart.c.status == CartStatus.WAITING.value
 _CLAIMABLE = (

@@ -22,9 +22,8 @@ from cartd.store.durability import (
     mark_dirty,
 )
 from cartd.store.leases import require_lease
-from cartd.store.rows import BATCH, FINISHED, batched, date_of
 from cartd.store.space import end_sharing_between, usage_in
-from cartd.store.tables import cart, file
+from cartd.store.tables import BATCH, FINISHED, batched, cart, date_of, file
 
 _STAGED = file.c.status == FileStatus.STAGED.value
 _FILE = (file.c.cart_id == bindparam("in_cart"), file.c.position == bindparam("at"))

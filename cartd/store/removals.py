@@ -17,9 +17,8 @@ from sqlalchemy import BindParameter, bindparam, delete, exists, func, null, sel
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store.database import Database, lock_writers
 from cartd.store.durability import clear_dirty
-from cartd.store.rows import FINISHED, date_of
 from cartd.store.space import transfer_ownership_between
-from cartd.store.tables import cart, dirty_files, file
+from cartd.store.tables import FINISHED, cart, date_of, dirty_files, file
 
 FILE_BATCH = 5000
 """Files of a cart per transaction, which takes less than a second."""

@@ -30,8 +30,7 @@ from sqlalchemy import (
 
 from cartd.model import EvictionCandidate, SharedBytes
 from cartd.store.database import Database, Transaction
-from cartd.store.rows import FINISHED, UNFINISHED, time_of
-from cartd.store.tables import cart, file
+from cartd.store.tables import FINISHED, UNFINISHED, cart, file, time_of
 
 _NOT_DELETED = cart.c.deleted_date.is_(None)
 _UNWRITTEN = case(

@@ -25,7 +25,7 @@ from cartd.integrity.scrub import (
 )
 from cartd.model import Cart, CartStatus
 from cartd.store import Store
-from cartd.store.rows import time_of
+from cartd.store.tables import time_of
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import wait_for
 from tests.support.sqlite_store import SqliteStore

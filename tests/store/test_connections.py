@@ -24,7 +24,7 @@ from cartd.model import UNRESTRICTED, Viewer
 from cartd.store import Store, schema_state, sync
 from cartd.store.connections import THREAD_NAME, driver_connection
 from cartd.store.database import READERS, lock_writers, with_file_reason
-from cartd.store.rows import BATCH
+from cartd.store.tables import BATCH
 from cartd.store.tables import cart as cart_table
 from tests.support.database_proxy import DatabaseProxy
 from tests.support.database_unavailable import database_unavailable

@@ -17,8 +17,7 @@ from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store import Store, tables
 from cartd.store.database import Transaction, lock_writers
 from cartd.store.engine import reading_engine, writing_engine
-from cartd.store.rows import BATCH
-from cartd.store.tables import dirty_files
+from cartd.store.tables import BATCH, dirty_files
 from tests.support.databases import sqlite_url
 from tests.support.stored_carts import (
     SHA1,

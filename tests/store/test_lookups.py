@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from cartd.errors import Unavailable
 from cartd.store.carts import MAX_OWNED_UIDS, MAX_UIDS, Lookups
 from cartd.store.database import Database
-from cartd.store.rows import date_of
+from cartd.store.tables import date_of
 
 
 class Queries:

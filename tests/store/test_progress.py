@@ -14,7 +14,7 @@ from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileStatus, TarFacts
 from cartd.store import Store, durability, progress
 from cartd.store.database import Transaction
-from cartd.store.rows import BATCH
+from cartd.store.tables import BATCH
 from cartd.tar.index import Members
 from tests.support.databases import the_reactor
 from tests.support.stored_carts import (

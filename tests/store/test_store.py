@@ -17,7 +17,7 @@ from cartd.errors import Unavailable
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Cart, CartFile, CartStatus, EvictionCandidate, FileStatus
 from cartd.store import Store
-from cartd.store.rows import BATCH
+from cartd.store.tables import BATCH
 from tests.support.stored_carts import (
     SHA1,
     STATUSES,
