@@ -1,4 +1,6 @@
-"""Check and upgrade the schema of a database; blocking, for the start and the commands.
+"""Check and upgrade the schema of a database; ``tables`` defines it, ``migrations`` has the steps.
+
+All functions block: they are for the start and the commands.
 
 Strategy: one transaction upgrades a database from any version to the current one, or changes
 nothing.  A database of Pacifica Cartd has its version in the table ``cartsystem``; after the
