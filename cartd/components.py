@@ -97,7 +97,7 @@ class Components:
             stall_timeout=STALL_TIMEOUT + config.archive_stall_timeout,
         )
         self._outage_status = OutageStatus(
-            self.store.leases, self._process_locks.name, reactor, now
+            self.store.progress, self._process_locks.name, reactor, now
         )
         self._syncing = Syncing(
             self.store.durability,
@@ -180,7 +180,7 @@ class Components:
         breaker = CircuitBreaker(
             self._archive.status,
             semaphore,
-            ProbeTargets(self.store.leases),
+            ProbeTargets(self.store.carts),
             self._outage_status,
             self.reactor,
             random.random,

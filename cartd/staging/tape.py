@@ -143,7 +143,7 @@ class TapeRecall:
         """Record how many files are on tape, for the cart's clients."""
         self._progress_recorded_at = self._now()
         try:
-            await self._context.store.leases.record_tape(
+            await self._context.store.progress.record_tape(
                 self._cart.id, self._holder, self.queue.remaining, now=self._context.now()
             )
         except Unavailable as error:

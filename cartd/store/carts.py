@@ -144,6 +144,20 @@ _DELETED = select(cart.c.id).where(
     cart.c.id.in_(bindparam("cart_ids", expanding=True)), cart.c.deleted_date.is_not(None)
 )
 _KNOWN = select(cart.c.id).where(cart.c.id.in_(bindparam("cart_ids", expanding=True)))
+_NEWEST_WITH_FILES = (
+    select(func.max(cart.c.id))
+    .where(cart.c.files_staged > 0, cart.c.deleted_date.is_(None))
+    .scalar_subquery()
+)
+_STAGED_FILE = (
+    select(file.c.file_name)
+    .where(
+        file.c.cart_id == _NEWEST_WITH_FILES,
+        file.c.status == FileStatus.STAGED.value,
+        file.c.file_name != bindparam("other_than"),
+    )
+    .limit(1)
+)
 _UNSTAGED_BYTES = case(
     (cart.c.bytes_total > cart.c.bytes_staged, cart.c.bytes_total - cart.c.bytes_staged), else_=0
 )
@@ -256,6 +270,14 @@ class Carts:
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         [row] = await self._database.rows(_MEMBERS, page)
         return members_of(row)
+
+    async def recently_staged_file(self, other_than: str) -> str | None:
+        """Return the archive id of a staged file of the newest cart that has any.
+
+        The result is not ``other_than``; None if the cart has no other staged file.
+        """
+        rows = await self._database.rows(_STAGED_FILE, {"other_than": other_than})
+        return rows[0].file_name if rows else None
 
     async def touch(self, uses: Mapping[int, float]) -> None:
         """Record the last use of carts, by id; an earlier time than recorded is ignored."""

@@ -65,6 +65,20 @@ _TO_RETRY = (
 _RETRY_FILES = (
     update(file).where(file.c.id.in_(_TO_RETRY)).values(status=FileStatus.WAITING.value, error="")
 )
+_UPDATE_HELD = update(cart).where(
+    cart.c.lease_holder == bindparam("holder"), cart.c.deleted_date.is_(None)
+)
+_BEGIN_WAITING = _UPDATE_HELD.where(cart.c.status == CartStatus.STAGING.value).values(
+    waits_since=func.coalesce(cart.c.waits_since, bindparam("since")), waits_for=bindparam("cause")
+)
+_END_WAITING = _UPDATE_HELD.where(cart.c.waits_since.is_not(None)).values(
+    waits_since=None, waits_for=None
+)
+_ONE_HELD = _UPDATE_HELD.where(cart.c.id == bindparam("one_cart"))
+_ON_TAPE = _ONE_HELD.values(
+    tape_since=func.coalesce(cart.c.tape_since, bindparam("since")), tape_files=bindparam("files")
+)
+_OFF_TAPE = _ONE_HELD.values(tape_since=None, tape_files=None)
 _FINISHED = update(cart).where(cart.c.deleted_date.is_(None), cart.c.status.in_(FINISHED))
 _RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id"), cart.c.evicting.is_(None)).values(
     status=CartStatus.STAGING.value, error="", updated_date=bindparam("date")
@@ -178,6 +192,32 @@ class Progress:
             if rest_unknown:
                 taken = case((cart.c.volume_bytes > taken, cart.c.volume_bytes), else_=taken)
             await _change(transaction, cart_id, {**values, "volume_bytes": taken})
+
+    async def begin_waiting(self, holder: str, since: float, cause: str) -> None:
+        """Mark all carts held by ``holder`` as waiting; those that wait already keep their time."""
+        async with self._database.transaction() as transaction:
+            await lock_writers(transaction)
+            values = {"holder": holder, "since": date_of(since), "cause": cause}
+            await transaction.execute(_BEGIN_WAITING, values)
+
+    async def end_waiting(self, holder: str) -> None:
+        """Mark all carts held by ``holder`` as no longer waiting."""
+        async with self._database.transaction() as transaction:
+            await lock_writers(transaction)
+            await transaction.execute(_END_WAITING, {"holder": holder})
+
+    async def record_tape(self, cart_id: int, holder: str, files: int, *, now: float) -> None:
+        """Record how many files of the cart are on tape; the first time recorded is kept.
+
+        Ignored if another process holds the cart.
+        """
+        values: dict[str, Any] = {"holder": holder, "one_cart": cart_id}
+        statement = _OFF_TAPE
+        if files:
+            statement = _ON_TAPE
+            values |= {"since": date_of(now), "files": files}
+        async with self._database.transaction() as transaction:
+            await transaction.execute(statement, values)
 
     async def begin_bundling(
         self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None

@@ -41,9 +41,12 @@ class OutageScenario(Bench):
         self.recorded: list[str] = []
         self.failing_writes: float = 0
         """So many writes of the status fail."""
-        self._begun, self._ended = self.store.leases.begin_waiting, self.store.leases.end_waiting
-        self.store.leases.begin_waiting = self._begin_waiting  # type: ignore[method-assign]
-        self.store.leases.end_waiting = self._end_waiting  # type: ignore[method-assign]
+        self._begun, self._ended = (
+            self.store.progress.begin_waiting,
+            self.store.progress.end_waiting,
+        )
+        self.store.progress.begin_waiting = self._begin_waiting  # type: ignore[method-assign]
+        self.store.progress.end_waiting = self._end_waiting  # type: ignore[method-assign]
 
     async def _begin_waiting(self, holder: str, since: float, cause: str) -> None:
         self.recorded.append(cause)
@@ -477,7 +480,7 @@ class TestCause:
         assert scene.status(good) is CartStatus.READY
 
     def test_a_file_is_no_probe_target_for_itself(self, sqlite_store: SqliteStore) -> None:
-        target = ProbeTargets(sqlite_store.leases)
+        target = ProbeTargets(sqlite_store.carts)
         target.record_success("1")
         assert not target.succeeded_since(0, other_than="1")
         assert target.succeeded_since(0, other_than="2")

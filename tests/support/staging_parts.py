@@ -144,13 +144,13 @@ class Bench:
         """``divisors``: into how many the carts of each owner cut what they share; one by
         default."""
         concurrency_limit = AdaptiveLimit(connections, self.clock.seconds)
-        self.outage_status = OutageStatus(self.store.leases, self.holder, self.clock, self.now)
+        self.outage_status = OutageStatus(self.store.progress, self.holder, self.clock, self.now)
         self.slots = concurrency_limit.current
         semaphore = FairSemaphore(concurrency_limit.current, self.clock)
         breaker = CircuitBreaker(
             self.archive.status,
             semaphore,
-            ProbeTargets(self.store.leases),
+            ProbeTargets(self.store.carts),
             self.outage_status,
             self.clock,
             lambda: 0.5,
