@@ -27,8 +27,7 @@ from cartd.store.database import READERS, lock_writers, with_file_reason
 from cartd.store.tables import BATCH
 from cartd.store.tables import cart as cart_table
 from tests.support.database_proxy import DatabaseProxy
-from tests.support.database_unavailable import database_unavailable
-from tests.support.databases import Postgres, sqlite_url, the_reactor
+from tests.support.databases import Postgres, database_unavailable, sqlite_url, the_reactor
 from tests.support.running_cartd import wait_for
 from tests.support.stored_carts import (
     SHA1,

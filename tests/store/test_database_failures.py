@@ -19,8 +19,7 @@ from cartd.store import Store, schema_state, sync, wait_for_database
 from cartd.store.tables import file
 from tests.support.archive_faults import Gate, halted
 from tests.support.archived_carts import in_a_thread, manifest_of, stage, url_of
-from tests.support.database_unavailable import database_unavailable
-from tests.support.databases import Postgres, sqlite_url, the_reactor
+from tests.support.databases import Postgres, database_unavailable, sqlite_url, the_reactor
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import running_cartd, wait_for
 from tests.support.stored_carts import posted

@@ -17,8 +17,7 @@ from tests.support.archive_faults import Gate, halted
 from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.support.cartd_with_archive import assert_no_unexpected_errors
 from tests.support.database_proxy import DatabaseProxy
-from tests.support.database_unavailable import UNAVAILABLE
-from tests.support.databases import Postgres, the_reactor
+from tests.support.databases import UNAVAILABLE, Postgres, the_reactor
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import Answer, RunningCartd, running_cartd, wait_for
 from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader

