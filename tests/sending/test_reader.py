@@ -18,7 +18,7 @@ from cartd.errors import DiskUnavailable, FileUnreadable, VolumeDamaged
 from cartd.sending.reader import SENDFILE_MIN, Reader, TarReader, TreeReader
 from cartd.tar.virtual_tar import Literal, Slice
 from tests.support.built_tars import Member, build_tar
-from tests.support.open_files import open_below
+from tests.support.volume_parts import open_below
 
 SIZES = {
     "a/first.bin": 5000,

@@ -19,8 +19,9 @@ from cartd.checksum import Checksum
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.volume import Volume
 
-P = ParamSpec("P")
 T = TypeVar("T")
+
+P = ParamSpec("P")
 
 
 class InThisThread:
@@ -174,6 +175,21 @@ async def has(volume: Volume, file: CartFile) -> bool:
 
 def everything(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+def open_below(root: Path) -> int:
+    """Return how many files and directories below ``root`` this process has open.
+
+    The test process opens and closes others.
+    """
+    root = root.resolve()
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            count += descriptor.readlink().is_relative_to(root)
+        except FileNotFoundError:  # Closed since it was listed.
+            continue
+    return count
 
 
 EMPTY = {"cartuids", "incoming"}

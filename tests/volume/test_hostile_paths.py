@@ -20,7 +20,6 @@ from cartd.volume.identity import read_volume_number
 from cartd.volume.locks import ProcessLocks
 from cartd.volume.remove import MAX_DEPTH_OPEN, remove_tree
 from cartd.volume.rooted_fs import RootedFS
-from tests.support.open_files import open_below
 from tests.support.volume_parts import (
     BODY,
     CART,
@@ -29,6 +28,7 @@ from tests.support.volume_parts import (
     a_file,
     checksum_of,
     has,
+    open_below,
     result_of,
     stage,
 )

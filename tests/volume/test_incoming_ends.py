@@ -12,12 +12,12 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from cartd.volume.incoming import BLOCK, IncomingFile, State
 from tests.support.incoming_place import LARGE, SMALL, Place
-from tests.support.open_files import open_below
 from tests.support.volume_parts import (
     HeldThreads,
     InThisThread,
     begin,
     failure_of,
+    open_below,
     outcome,
     result_of,
 )

@@ -15,11 +15,11 @@ from cartd.errors import NoSpace
 from cartd.volume.incoming import PartialFile
 from cartd.volume.rooted_fs import MkdirFS
 from tests.support.incoming_place import LARGE, SMALL, FailingWrites, Place
-from tests.support.open_files import open_below
 from tests.support.volume_parts import (
     HeldThreads,
     InThisThread,
     RecordingProducer,
+    open_below,
     result_of,
 )
 

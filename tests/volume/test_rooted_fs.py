@@ -13,7 +13,7 @@ import pytest
 from cartd.sending import reader
 from cartd.sending.reader import DirFdCache
 from cartd.volume.rooted_fs import CREATE_FLAGS, MAX_OPEN, RootedFS, open_directory
-from tests.support.open_files import open_below
+from tests.support.volume_parts import open_below
 
 SECRET = b"not of this volume"
 
