@@ -29,7 +29,7 @@ from tests.support.archive_faults import (
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.real_archive import real_archive
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 @pytest_twisted.ensureDeferred

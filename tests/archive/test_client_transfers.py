@@ -32,7 +32,7 @@ from tests.support.archive_faults import (
     wrong_bytes,
 )
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 @pytest_twisted.ensureDeferred

@@ -39,7 +39,7 @@ from tests.support.archive_faults import (
     truncated,
 )
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 HTTP_FAULTS = [

@@ -15,7 +15,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from cartd.archive import TlsPolicy
 from tests.support.archive_client_fixture import ClientFactory, Offers, asking, failure_of
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 HOST = "127.0.0.1"
 VERSIONS = pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.support.archive_client_fixture import (
 )
 from tests.support.archive_faults import status
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 HOSTILE = [

@@ -17,7 +17,7 @@ from tests.support.archive_client_fixture import (
 )
 from tests.support.archive_faults import Drip, Send, drip, head, steps
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 STEP = 25.0
 """Seconds between pieces: less than the stall timeout."""

@@ -12,7 +12,7 @@ from cartd.archive.responses import names_file
 from tests.support.archive_client_fixture import ClientFactory, ClientUnderTest, asking
 from tests.support.archive_faults import Fault, Seen, Send, Step, StoredFile, head, state_headers
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 @pytest_twisted.async_yield_fixture

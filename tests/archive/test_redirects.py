@@ -8,7 +8,7 @@ import pytest_twisted
 from tests.support.archive_client_fixture import DATA, ClientUnderTest, failure_of
 from tests.support.archive_faults import redirect
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

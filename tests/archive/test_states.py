@@ -11,7 +11,7 @@ from cartd.archive.responses import read_state
 from tests.support.archive_client_fixture import ClientUnderTest, failure_of
 from tests.support.archive_faults import state
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.support.archive_client_fixture import (
 )
 from tests.support.archive_faults import endless, hang_after
 
-pytest_plugins = ("tests.support.archive_clients",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 HOST = "127.0.0.1"
 DATA = b"over TLS" * 10_000

@@ -19,7 +19,7 @@ from tests.support.running_cartd import (
 )
 from tests.support.user_header import Client, trusting_user_header
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 SHARES = """
 [auth]

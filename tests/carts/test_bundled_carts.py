@@ -25,7 +25,7 @@ from tests.support.running_cartd import (
     wait_for,
 )
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 FILES = {
     "a/one": b"first",

@@ -17,7 +17,7 @@ from tests.support.databases import the_reactor
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 MB = 10**6
 DATA = {f"a-{number}": content(f"a-{number}", MB // 4) for number in range(4)}

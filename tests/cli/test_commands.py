@@ -21,7 +21,7 @@ from tests.support.pacifica_schema import begin, make_tables
 from tests.support.running_cartd import RunningCartd, command, running_cartd, unpacked
 from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 COMMANDS = ("dbchk", "dbsync", "bind-volume", "fixit", "verify", "dump", "token", "purge")
 NEVER = 10**9

@@ -29,7 +29,7 @@ from tests.support.running_cartd import (
 )
 from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 ONE_TRY = "[archiveinterface]\nmax_attempts = 1\n"
 NEVER = 10**9

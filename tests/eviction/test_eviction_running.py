@@ -17,7 +17,7 @@ from tests.support.running_cartd import RunningCartd, running_cartd, unpacked, w
 from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 from tests.support.volume_watch import Watch
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 MB = 10**6
 LARGE = TOO_MUCH_FOR_SOCKETS

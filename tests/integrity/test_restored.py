@@ -21,7 +21,7 @@ from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.support.stored_carts import posted, with_status
 from tests.support.volume_parts import InThisThread, everything, in_the_loop
 
-pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixtures", "tests.support.database_fixtures")
 
 OFTEN = "[cartd]\nlru_interval = 0.1\n"
 NEVER = 10**9

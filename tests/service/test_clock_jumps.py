@@ -22,7 +22,7 @@ from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.support.settable_clocks import Clocks
 from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 HOUR = 3600
 LARGE = 2 * 2**20

@@ -17,7 +17,7 @@ from tests.support.pacifica_schema import VERSIONS
 from tests.support.pacifica_site import FILES, PacificaSite, data_of
 from tests.support.running_cartd import DEADLINE, RunningCartd, running_cartd, unpacked, wait_for
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 UIDS = ("tree", "bundle", "half", "tarring", "lost", "torn", "failed")
 

@@ -33,7 +33,7 @@ from tests.support.running_cartd import (
     wait_for,
 )
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 CHANGED = """
 from threading import Event

@@ -17,7 +17,7 @@ from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 MB = 10**6
 NEVER = 10**9

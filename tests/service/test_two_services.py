@@ -33,7 +33,7 @@ from tests.support.running_cartd import (
 from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 from tests.support.volume_watch import Watch
 
-pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixtures", "tests.support.database_fixtures")
 
 MB = 10**6
 LARGE = TOO_MUCH_FOR_SOCKETS

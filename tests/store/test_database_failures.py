@@ -25,7 +25,7 @@ from tests.support.running_cartd import running_cartd, wait_for
 from tests.support.stored_carts import posted
 from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixtures", "tests.support.database_fixtures")
 
 NOBODY = 65534
 

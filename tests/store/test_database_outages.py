@@ -23,7 +23,7 @@ from tests.support.running_cartd import Answer, RunningCartd, running_cartd, wai
 from tests.support.slow_reader import TOO_MUCH_FOR_SOCKETS, slow_reader
 from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixtures", "tests.support.database_fixtures")
 
 SOON = {
     "cartd.store.connections.PROBE_AFTER": 0.5,

@@ -20,7 +20,7 @@ from tests.support.faulty_archive import FaultyArchive
 from tests.support.pgbouncer import pgbouncer
 from tests.support.running_cartd import RunningCartd, running_cartd
 
-pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixtures", "tests.support.database_fixtures")
 
 CARTS = 10
 REQUESTS = 1000

@@ -23,7 +23,7 @@ from tests.support.running_cartd import running_cartd, wait_for
 from tests.support.stored_carts import STATUSES, gathered, posted, with_status
 from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixtures", "tests.support.database_fixtures")
 
 DAY = 86400.0
 

@@ -12,7 +12,7 @@ from tests.support.databases import Postgres
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import running_cartd, wait_for
 
-pytest_plugins = ("tests.support.archive_fixture", "tests.support.database_fixtures")
+pytest_plugins = ("tests.support.archive_fixtures", "tests.support.database_fixtures")
 
 NEVER = 10**9
 INI = "[archiveinterface]\nmax_attempts = 1\n[cartd]\nvolume_quota = 1000000\nlru_interval = 0.5\n"

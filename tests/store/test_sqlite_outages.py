@@ -16,7 +16,7 @@ from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.support.with_values import with_values
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 SOON = {
     "cartd.store.engine.BUSY_TIMEOUT": 0.3,

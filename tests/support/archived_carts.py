@@ -2,7 +2,7 @@
 
 The archive runs in the test's own reactor, so the test itself runs in a thread::
 
-    pytest_plugins = ("tests.support.archive_fixture",)
+    pytest_plugins = ("tests.support.archive_fixtures",)
 
     @in_a_thread
     def test_something(archive: FaultyArchive, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tests.support.archived_carts import content, in_a_thread, url_of
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import Answer, RunningCartd, entry, manifest, running_cartd
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 FILES = {
     "a/one": b"first",

@@ -19,7 +19,7 @@ from tests.support.cartd_with_archive import assert_no_unexpected_errors, on_the
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="btrfs and loop devices")
 
 MB = 1_000_000

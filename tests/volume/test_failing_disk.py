@@ -22,7 +22,7 @@ from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd, wait_for
 from tests.support.wire import wire
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 OFTEN = "[cartd]\nlru_interval = 0.2\nvolume_reserve = 0\n"
 MIB = 2**20

@@ -29,7 +29,7 @@ from tests.support.cartd_with_archive import assert_no_unexpected_errors
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, entry, manifest, running_cartd
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 CASE = Folding(case=True)
 NORMAL = Folding(normal_form=True)

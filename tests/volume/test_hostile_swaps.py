@@ -15,7 +15,7 @@ from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, running_cartd
 from tests.support.volume_parts import everything
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 ROUNDS = 3
 UIDS = [f"cart-{number}" for number in range(4)]

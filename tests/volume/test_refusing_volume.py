@@ -21,7 +21,7 @@ from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.support.wire import wire
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ext4 and loop devices")
 
 KB = 1000

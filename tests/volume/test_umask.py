@@ -12,7 +12,7 @@ from tests.support.archived_carts import in_a_thread, stage, url_of
 from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, command, running_cartd
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 
 def modes(cartd: RunningCartd) -> dict[str, int]:

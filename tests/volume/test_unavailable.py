@@ -17,7 +17,7 @@ from tests.support.faulty_archive import FaultyArchive
 from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 from tests.support.volume_parts import everything
 
-pytest_plugins = ("tests.support.archive_fixture",)
+pytest_plugins = ("tests.support.archive_fixtures",)
 
 reactor: Any = _reactor
 OFTEN = "[cartd]\nlru_interval = 0.1\nvolume_reserve = 0\n"
