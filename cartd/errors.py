@@ -1,4 +1,4 @@
-"""The errors that cross layers, each with its HTTP status; and transient errors of the disk.
+"""The errors that cross layers, each with its HTTP status, and the escaping of text in messages.
 
 Only an error of the file itself is damage, for which the file is fetched again: it is missing, or
 access is denied, or its blocks cannot be read (``EIO``; it is fetched into new blocks).  A lack of
@@ -16,7 +16,6 @@ from http import HTTPStatus
 from typing import ClassVar, Final
 
 from cartd import __version__
-from cartd.text import escape
 
 INTERNAL_ERROR = "Internal error: see the log of the service"
 """The message for a client if an exception was not expected; the log has its traceback."""
@@ -267,3 +266,19 @@ def transient_raised() -> Iterator[None]:
     except OSError as error:
         raise_if_transient(error)
         raise
+
+
+MAX_LINE = 200
+
+
+def one_line(text: str, limit: int = MAX_LINE) -> str:
+    """Return ``text`` on one line, without control or formatting characters, cut to ``limit``."""
+    printable = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
+    return " ".join(printable.split())[:limit].rstrip()
+
+
+def escape(name: str) -> str:
+    """Return ``name`` with unprintable characters escaped as in Python."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from cartd.errors import InvalidInput, QuotaExceeded
-from cartd.text import escape
+from cartd.errors import InvalidInput, QuotaExceeded, escape
 
 
 class CartStatus(StrEnum):

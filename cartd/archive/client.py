@@ -43,8 +43,7 @@ from cartd.archive.responses import (
     retry_after,
     transport_error,
 )
-from cartd.errors import ConfigError
-from cartd.text import one_line
+from cartd.errors import ConfigError, one_line
 
 MAX_REDIRECTS = 5
 

@@ -26,8 +26,7 @@ from twisted.web.client import RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 
 from cartd.archive.tls import CertificateRejected
-from cartd.errors import CartdError
-from cartd.text import one_line
+from cartd.errors import CartdError, one_line
 
 
 class ArchiveError(CartdError):

@@ -20,9 +20,8 @@ from cartd.archive.responses import ArchiveError
 from cartd.backoff import delays, with_retry_after
 from cartd.checksum import Mismatch
 from cartd.deferreds.fair_semaphore import FairSemaphore
-from cartd.errors import CartdError
+from cartd.errors import CartdError, escape
 from cartd.model import Cart, CartFile
-from cartd.text import escape
 
 T = TypeVar("T")
 _PATH_ERRORS = frozenset(

@@ -37,8 +37,7 @@ from zope.interface import implementer
 
 from cartd.certificates import PemFile, ReloadingCertificate, read_certificates, read_identity
 from cartd.deferreds.threads import ThreadRunner
-from cartd.errors import ConfigError
-from cartd.text import one_line
+from cartd.errors import ConfigError, one_line
 
 
 @implementer(IPolicyForHTTPS)

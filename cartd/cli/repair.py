@@ -11,11 +11,11 @@ from typing import TextIO
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from cartd.errors import escape
 from cartd.integrity.repair import Orphans, Repair
 from cartd.integrity.scrub import CartVerifier, Damage
 from cartd.model import UNFINISHED, Cart, CartStatus
 from cartd.store import Store
-from cartd.text import escape
 
 POLL_INTERVAL = 0.5
 """Seconds between two polls of a cart that is being staged."""

@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.deferreds.threads import LimitedPool, ThreadRunner
+from cartd.errors import escape
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import (
     TRANSITIONS,
@@ -32,7 +33,6 @@ from cartd.sending.sender import (
     PushSender,
     State,
 )
-from cartd.text import escape
 
 T = TypeVar("T")
 CACHED_DATA_THREADS = 2

@@ -24,6 +24,7 @@ from cartd.errors import (
     Unavailable,
     VolumeDamaged,
     VolumeUnavailable,
+    escape,
 )
 from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import invalidate_unreadable
@@ -31,7 +32,6 @@ from cartd.model import Cart
 from cartd.staging import StagingContext
 from cartd.staging.pipeline import StagingPipeline
 from cartd.store import Store
-from cartd.text import escape
 from cartd.volume.locks import LeaseObserver, ProcessLocks
 
 LEASE_SECONDS = 60.0

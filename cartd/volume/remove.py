@@ -30,9 +30,8 @@ from twisted.logger import Logger
 
 from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
-from cartd.errors import InvalidInput, Unavailable, raise_if_transient
+from cartd.errors import InvalidInput, Unavailable, escape, raise_if_transient
 from cartd.model import Cart, CartFile, check_uid
-from cartd.text import escape
 from cartd.volume.identity import VolumeIdentity
 from cartd.volume.locks import exclusive_lock
 from cartd.volume.paths import CART_ID, VolumePaths, check_component

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.errors import CartdError, InvalidInput
-from cartd.text import escape, one_line
+from cartd.errors import CartdError, InvalidInput, escape, one_line
 
 
 @pytest.mark.parametrize(
