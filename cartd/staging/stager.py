@@ -32,7 +32,8 @@ from cartd.model import Cart
 from cartd.staging import StagingContext
 from cartd.staging.pipeline import StagingPipeline
 from cartd.store import Store
-from cartd.volume.locks import LeaseObserver, ProcessLocks
+from cartd.store.leases import LeaseObserver
+from cartd.volume.locks import ProcessLocks
 
 LEASE_SECONDS = 60.0
 """Seconds until a lease expires unless it is renewed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import DateTime, bindparam, case, func, or_, select, update
 
@@ -116,3 +116,25 @@ async def require_lease(transaction: Transaction, cart_id: int, holder: str) -> 
     """Lock the lease of ``holder`` on the cart until the transaction ends; else ``LeaseLost``."""
     if not await transaction.rows(_LOCK, {"cart_id": cart_id, "holder": holder}):
         raise LeaseLost(f"Cart {cart_id} was deleted or taken over by another process")
+
+
+class LeaseObserver:
+    """Finds holders that have renewed no lease for ``seconds``, by the observer's monotonic clock.
+
+    By their dates alone, the leases of a dead process would be valid longer if this machine's
+    clock was set back or is behind that of the other machine.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._seen: dict[str, tuple[float, float]] = {}
+        """By holder, the end of the latest lease, and when that was first observed."""
+
+    def expired(self, ends: Mapping[str, float], now: float) -> set[str]:
+        """Return the expired holders; ``ends`` has the latest end of a lease of each holder."""
+        before = self._seen
+        self._seen = {
+            name: before[name] if name in before and before[name][0] == end else (end, now)
+            for name, end in ends.items()
+        }
+        return {name for name, (_, since) in self._seen.items() if now - since >= self._seconds}

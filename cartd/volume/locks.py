@@ -27,7 +27,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -257,25 +257,3 @@ class ProcessLocks:
                 os.close(lock)  # Windows cannot remove an open file
             self._fs.unlink(path)
         return True
-
-
-class LeaseObserver:
-    """Finds holders that have renewed no lease for ``seconds``, by the observer's monotonic clock.
-
-    By their dates alone, the leases of a dead process would be valid longer if this machine's
-    clock was set back or is behind that of the other machine.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._seen: dict[str, tuple[float, float]] = {}
-        """By holder, the end of the latest lease, and when that was first observed."""
-
-    def expired(self, ends: Mapping[str, float], now: float) -> set[str]:
-        """Return the expired holders; ``ends`` has the latest end of a lease of each holder."""
-        before = self._seen
-        self._seen = {
-            name: before[name] if name in before and before[name][0] == end else (end, now)
-            for name, end in ends.items()
-        }
-        return {name for name, (_, since) in self._seen.items() if now - since >= self._seconds}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from cartd.runtime import monotonic_clock_from
-from cartd.volume.locks import LeaseObserver
+from cartd.store.leases import LeaseObserver
 
 
 class Machine:
