@@ -414,7 +414,7 @@ class TestStandingStill:
 
 
 class TestWaitingForLong:
-    @pytest.mark.parametrize(("what", "carts"), [("archive", 400), ("tape", 250)])
+    @pytest.mark.parametrize(("what", "carts"), [("archive", 400), ("tape", 150)])
     def test_carts_that_wait_for_a_week_leak_no_memory(
         self, bench: Staged, what: str, carts: int
     ) -> None:

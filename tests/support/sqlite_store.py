@@ -1,7 +1,7 @@
 """The real store on SQLite, whose queries run at once, in the calling thread.
 
-For tests on a test clock: no method of the store has to be waited for.  The fixture is in
-``tests/support/database_fixtures.py``.
+For tests on a test clock, which then never have to wait for a query.  The fixture ``sqlite_store``
+is in :mod:`tests.support.database_fixtures`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tests.support.volume_parts import result_of
 
 
 class SqliteFile:
-    """A SQLite file, and the engines for it: compiling their statements again takes long."""
+    """A SQLite file and its engines, which are reused: they hold the compiled statements."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "cartd.sqlite3"
         self._empty = directory / "empty.sqlite3"
         sync(sqlite_url(self._empty))
         with closing(sqlite3.connect(self._empty)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")  # to change that later waits for a sync
+            connection.execute("PRAGMA journal_mode = WAL")  # a later change would fsync
         self.reading = _without_sync(reading_engine(sqlite_url(self.path)))
         self.writing = _without_sync(writing_engine(sqlite_url(self.path)))
 
@@ -119,7 +119,7 @@ class SqliteStore(Store):
         assert result_of(reserving)
 
     def from_pacifica(self, cart: Cart) -> None:
-        """Let it be a cart that was posted to Pacifica Cartd."""
+        """Make the cart one that was posted to Pacifica Cartd."""
         self.query("UPDATE cart SET fingerprint = NULL WHERE id = ?", cart.id)
 
     def restage(self, cart: Cart, lost: Collection[int]) -> None:
@@ -170,7 +170,7 @@ class _PoolInThisThread(Pool):
 
 
 def _without_sync(engine: Engine) -> Engine:
-    """Let the connections of ``engine`` not wait for the disk."""
+    """Make the connections of ``engine`` commit without fsync; return it."""
     event.listen(engine, "connect", _do_not_sync)
     return engine
 
