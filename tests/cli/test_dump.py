@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 import yaml
 
-from cartd.cli.dump import dump
+from cartd.cli.carts import dump
 from cartd.manifest import Entry
 from cartd.model import CartStatus
 from cartd.store import Store

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from cartd.cli.repair import Verify
+from cartd.cli.carts import Verify
 from cartd.integrity.scrub import CartVerifier, Damage
 from cartd.model import Cart, CartStatus
 from tests.support.cart_site import CartSite, cart_site

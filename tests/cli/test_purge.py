@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from cartd.carts.delete import CannotRemove
-from cartd.cli.main import Purge
+from cartd.cli.carts import Purge
 from cartd.model import Cart, CartStatus
 from tests.carts.test_delete import RemovalBench, refusing
 from tests.support.sqlite_store import SqliteStore
