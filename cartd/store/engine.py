@@ -31,6 +31,7 @@ from cartd.errors import ConfigError
 
 BUSY_TIMEOUT = 30.0
 """Seconds to wait for a lock held by another program."""
+BUSY_PAUSE = 0.01
 OLDEST_SQLITE = (3, 33)
 """The first version with UPDATE ... FROM; window functions and partial indexes are older."""
 IDLE_TIMEOUT = 15.0
@@ -133,12 +134,30 @@ def _require_file(_dialect: object, _record: object, args: list[Any], options: A
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    connection.execute("PRAGMA journal_mode = WAL").close()
+    _set_wal(connection)
     # Commits survive a power failure; some builds of SQLite default to less.
     connection.execute("PRAGMA synchronous = FULL").close()
     connection.execute("PRAGMA foreign_keys = ON").close()
     record.info["file"] = file = connection.execute("PRAGMA database_list").fetchone()[2]
     record.info["identity"] = _identity(file)
+
+
+def _set_wal(connection: Any) -> None:
+    """Set WAL mode, which a file keeps.
+
+    The change needs the file for a moment, and SQLite fails at once, in spite of its timeout, if
+    another connection begins to write or changes the mode, too.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        time.sleep(BUSY_PAUSE)
 
 
 def _begin_on_same_file(connection: Any) -> None:

@@ -7,8 +7,9 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 from cartd.errors import ConfigError, DatabaseUnavailable, Unavailable
 from cartd.manifest import Entry
 from cartd.model import UNRESTRICTED, Viewer
-from cartd.store import Store, schema_state, sync
+from cartd.store import Store, engine, schema_state, sync
 from cartd.store.connections import THREAD_NAME, driver_connection
 from cartd.store.database import READERS, lock_writers, with_file_reason
 from cartd.store.tables import BATCH
@@ -311,6 +312,23 @@ class TestConnections:
             await deferToThread(wait_for, lambda: proxy.connected() == 0)
             await store.close()
         postgres.drop(url)
+
+    def test_wal_mode_is_set_once_another_connection_has_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, pauses = tmp_path / "cartd.sqlite3", []
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("CREATE TABLE written (id INTEGER)")
+
+            def commit(seconds: float) -> None:
+                pauses.append(seconds)
+                other.commit()
+
+            monkeypatch.setattr(time, "sleep", commit)
+            with engine.writing_engine(sqlite_url(path)).connect() as connection:
+                assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert pauses == [engine.BUSY_PAUSE]
 
     @pytest_twisted.ensureDeferred
     async def test_a_removed_sqlite_file_is_unavailable_and_not_recreated(
