@@ -200,6 +200,27 @@ class Cart:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class CartDetails:
+    """What a status document says of a cart beside :class:`Cart`."""
+
+    name: str | None
+    labels: tuple[str, ...]
+    started: float | None
+    """Unix time at which its staging last began; none before."""
+    files_failed: int
+    files_linked: int
+    """How many of its files were linked to those of other carts instead of fetched."""
+    size_linked: int
+    """Bytes of those files."""
+    pace: str | None
+    """Its :class:`cartd.status.pace.Pace`, as JSON; none while it is not measured."""
+    version: int
+    """How often the cart has changed."""
+    lease_until: float | None
+    """Unix time at which the lease of the process that stages it expires; none without one."""
+
+
 def format_time(time: float) -> str:
     """Format a Unix time as ``2026-11-24 10:00:00 UTC``."""
     return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"

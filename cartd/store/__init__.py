@@ -27,6 +27,7 @@ from cartd.store.schema import (
     wait_for_database,
 )
 from cartd.store.space import Space
+from cartd.store.statuses import Statuses
 
 __all__ = [
     "Carts",
@@ -38,6 +39,7 @@ __all__ = [
     "SchemaCondition",
     "SchemaState",
     "Space",
+    "Statuses",
     "Store",
     "UpgradeError",
     "VolumeRecord",
@@ -66,6 +68,7 @@ class Store:
         self.space = Space(self._database)
         self.durability = Durability(self._database)
         self.dedup = Dedup(self._database)
+        self.statuses = Statuses(self._database)
 
     async def close(self) -> None:
         """Wait for running queries, close all connections and end their threads."""

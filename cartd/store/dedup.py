@@ -128,6 +128,8 @@ _COUNT = (
         files_staged=cart.c.files_staged + bindparam("more_files"),
         bytes_staged=_STAGED_NOW,
         bytes_linked=cart.c.bytes_linked + bindparam("more_bytes"),
+        files_linked=cart.c.files_linked + bindparam("more_files"),
+        size_linked=cart.c.size_linked + bindparam("more_bytes"),
         # A restaged cart has a reservation, a new one does not.
         volume_bytes=case(
             (cart.c.volume_bytes < _STAGED_NOW, _STAGED_NOW), else_=cart.c.volume_bytes

@@ -31,6 +31,7 @@ _CLAIM = (
         lease_holder=bindparam("holder"),
         lease_until=bindparam("until"),
         updated_date=case((_WAITING, bindparam("date", type_=DateTime)), else_=cart.c.updated_date),
+        started_date=func.coalesce(cart.c.started_date, bindparam("date", type_=DateTime)),
         status=case((_WAITING, CartStatus.STAGING.value), else_=cart.c.status),
     )
 )
@@ -43,7 +44,11 @@ _HOLDERS = (
 )
 # Does not wait: a row that another transaction has locked is renewed the next time.
 _UNLOCKED = select(cart.c.id).where(*_HELD).with_for_update(skip_locked=True)
-_RENEW = update(cart).where(cart.c.id.in_(_UNLOCKED)).values(lease_until=bindparam("until"))
+_RENEW = (
+    update(cart)
+    .where(cart.c.id.in_(_UNLOCKED))
+    .values(lease_until=bindparam("until"), version=cart.c.version)
+)
 _RENEWED = select(cart.c.id).where(*_HELD)
 _RELEASE_ALL = update(cart).where(*_HELD).values(lease_holder=None, lease_until=None)
 _RELEASE = _RELEASE_ALL.where(cart.c.id == bindparam("cart_id"))

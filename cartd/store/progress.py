@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 
 from cartd.model import CartStatus, FileStatus, TarFacts
 from cartd.store.database import Database, Transaction, lock_writers
@@ -51,6 +61,24 @@ _LAST = select(func.max(file.c.position).label("position")).where(
     file.c.cart_id == bindparam("of_cart")
 )
 _VOLUME_BYTES = select(cart.c.volume_bytes).where(cart.c.id == bindparam("cart_id"))
+_COUNT_FAILED = (
+    update(cart)
+    .where(cart.c.id == bindparam("of_cart"))
+    .values(
+        files_failed=select(func.count())
+        .where(file.c.cart_id == bindparam("of_cart"), file.c.status == literal_column("'error'"))
+        .scalar_subquery()
+    )
+)
+_RECORD_PACE = (
+    update(cart)
+    .where(
+        cart.c.id == bindparam("cart_id"),
+        cart.c.lease_holder == bindparam("holder"),
+        cart.c.deleted_date.is_(None),
+    )
+    .values(pace=bindparam("new_pace"))
+)
 _RECORD_FILE_ERROR = (
     update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
 )
@@ -81,7 +109,11 @@ _ON_TAPE = _ONE_HELD.values(
 _OFF_TAPE = _ONE_HELD.values(tape_since=None, tape_files=None)
 _FINISHED = update(cart).where(cart.c.deleted_date.is_(None), cart.c.status.in_(FINISHED))
 _RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id"), cart.c.evicting.is_(None)).values(
-    status=CartStatus.STAGING.value, error="", updated_date=bindparam("date")
+    status=CartStatus.STAGING.value,
+    error="",
+    updated_date=bindparam("date"),
+    started_date=None,
+    files_failed=0,
 )
 _LOCK_FINISHED = (
     select(cart.c.id)
@@ -162,6 +194,22 @@ class Progress:
             await require_lease(transaction, cart_id, holder)
             for position, message in failed:
                 await _record_file_error(transaction, cart_id, position, message)
+            await transaction.execute(_COUNT_FAILED, {"of_cart": cart_id})
+
+    async def record_paces(self, holder: str, paces: Mapping[int, str | None]) -> None:
+        """Record the pace of carts that ``holder`` stages, as JSON by their ids.
+
+        Carts that it no longer holds are ignored.
+        """
+        async with self._database.transaction() as transaction:
+            await lock_writers(transaction)
+            await transaction.execute(
+                _RECORD_PACE,
+                [
+                    {"cart_id": cart_id, "holder": holder, "new_pace": pace}
+                    for cart_id, pace in paces.items()
+                ],
+            )
 
     async def record_error(
         self,
@@ -185,6 +233,7 @@ class Progress:
             await require_lease(transaction, cart_id, holder)
             if position is not None:
                 await _record_file_error(transaction, cart_id, position, file_error)
+            await transaction.execute(_COUNT_FAILED, {"of_cart": cart_id})
             values = _end(CartStatus.ERROR, message, now)
             taken: ColumnElement[int] = cart.c.bytes_staged
             if volume_bytes is not None:
@@ -263,7 +312,11 @@ class Progress:
 
         ``tar`` is None if the tar is on the volume: it was recorded before it was written.
         """
-        values = _end(CartStatus.READY, "", now) | (_tar(tar) if tar is not None else {})
+        values = (
+            _end(CartStatus.READY, "", now)
+            | {"files_failed": 0}
+            | (_tar(tar) if tar is not None else {})
+        )
         async with self._database.transaction() as transaction:
             await require_lease(transaction, cart_id, holder)
             await _change(transaction, cart_id, {**values, "volume_bytes": volume_bytes})
@@ -355,6 +408,7 @@ def _end(status: CartStatus, error: str, now: float) -> dict[str, Any]:
         "updated_date": date_of(now),
         "lease_holder": None,
         "lease_until": None,
+        "pace": None,
         "waits_since": None,
         "waits_for": None,
         "tape_since": None,

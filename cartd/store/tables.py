@@ -150,6 +150,49 @@ cart = Table(
     Column("tar_lengths", Text, comment="Lengths of its tar for all top folder names, as JSON"),
     Column("tar_date", DateTime, comment="Since when its tar has had these bytes"),
     Column("evicting", String(32), comment="Token of its running eviction; null if none"),
+    Column("name", Text, comment="Its name for people, from its manifest; null if it has none"),
+    Column(
+        "labels",
+        Text,
+        nullable=False,
+        server_default=text("'[]'"),
+        comment="Its labels, as a JSON array of texts",
+    ),
+    Column("started_date", DateTime, comment="When its staging last began; null before"),
+    Column(
+        "files_failed",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="Number of its files with the status error",
+    ),
+    Column(
+        "files_linked",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="How many of its files were linked instead of fetched when they were staged",
+    ),
+    Column(
+        "size_linked",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="Sum of the sizes of those files",
+    ),
+    Column(
+        "pace",
+        Text,
+        comment="Rate and estimated end of its staging, as JSON; null while it is not measured",
+    ),
+    Column(
+        "version",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        onupdate=text("version + 1"),
+        comment="How often this row has changed, except its lease",
+    ),
     Column("lease_holder", Text, comment="Process that stages it; null if none does"),
     Column("lease_until", Double, comment="Unix time at which the lease expires"),
     comment="One posted manifest under one uid",
@@ -211,6 +254,10 @@ Index("file_cart_id_position", file.c.cart_id, file.c.position, unique=True)
 # removed: posting costs nothing more, and history does not slow down the search.
 _STAGED = text("status = 'staged'")
 Index("file_staged", file.c.file_name, sqlite_where=_STAGED, postgresql_where=_STAGED)
+_FAILED = text("status = 'error'")
+Index(
+    "file_failed", file.c.cart_id, file.c.position, sqlite_where=_FAILED, postgresql_where=_FAILED
+)
 _LINKED = text("linked_to IS NOT NULL")
 Index("file_linked_to", file.c.linked_to, sqlite_where=_LINKED, postgresql_where=_LINKED)
 

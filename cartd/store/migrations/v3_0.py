@@ -36,6 +36,7 @@ cart = sa.table(
     sa.column("error", sa.Text),
     sa.column("files_total", sa.Integer),
     sa.column("files_staged", sa.Integer),
+    sa.column("files_failed", sa.Integer),
 )
 file = sa.table(
     "file",
@@ -114,6 +115,21 @@ def _add_columns() -> None:
     op.add_column("cart", sa.Column("tar_lengths", sa.Text))
     op.add_column("cart", sa.Column("tar_date", sa.DateTime))
     op.add_column("cart", sa.Column("evicting", sa.String(32)))
+    op.add_column("cart", sa.Column("name", sa.Text))
+    none = sa.text("'[]'")
+    op.add_column("cart", sa.Column("labels", sa.Text, nullable=False, server_default=none))
+    op.add_column("cart", sa.Column("started_date", sa.DateTime))
+    op.add_column(
+        "cart", sa.Column("files_failed", sa.Integer, nullable=False, server_default=zero)
+    )
+    op.add_column(
+        "cart", sa.Column("files_linked", sa.Integer, nullable=False, server_default=zero)
+    )
+    op.add_column(
+        "cart", sa.Column("size_linked", sa.BigInteger, nullable=False, server_default=zero)
+    )
+    op.add_column("cart", sa.Column("pace", sa.Text))
+    op.add_column("cart", sa.Column("version", sa.Integer, nullable=False, server_default=zero))
     op.add_column("cart", sa.Column("lease_holder", sa.Text))
     op.add_column("cart", sa.Column("lease_until", sa.Double))
     op.add_column("file", sa.Column("position", sa.Integer))
@@ -223,16 +239,21 @@ def _clear_deleted() -> None:
 
 
 def _count_files() -> None:
-    staged = sa.func.sum(sa.case((file.c.status == "staged", 1), else_=0))
+    staged = sa.func.sum(sa.case((file.c.status == "staged", 1), else_=0)).label("staged")
+    failed = sa.func.sum(sa.case((file.c.status == "error", 1), else_=0)).label("failed")
     counted = (
-        sa.select(file.c.cart_id, sa.func.count().label("total"), staged.label("staged"))
+        sa.select(file.c.cart_id, sa.func.count().label("total"), staged, failed)
         .group_by(file.c.cart_id)
         .subquery()
     )
     op.execute(
         cart.update()
         .where(cart.c.id == counted.c.cart_id)
-        .values(files_total=counted.c.total, files_staged=counted.c.staged)
+        .values(
+            files_total=counted.c.total,
+            files_staged=counted.c.staged,
+            files_failed=counted.c.failed,
+        )
     )
 
 
@@ -269,6 +290,7 @@ def _add_constraints() -> None:
     _create_partial_index("cart_removed", "cart", ["removed_date"], "removed_date IS NOT NULL")
     op.create_index("file_cart_id_position", "file", ["cart_id", "position"], unique=True)
     _create_partial_index("file_staged", "file", ["file_name"], "status = 'staged'")
+    _create_partial_index("file_failed", "file", ["cart_id", "position"], "status = 'error'")
     _create_partial_index("file_linked_to", "file", ["linked_to"], "linked_to IS NOT NULL")
 
 

@@ -1,0 +1,131 @@
+"""What clients see of carts and their files: details, versions, failed files, lists, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from msgspec.json import Decoder, encode
+from sqlalchemy import bindparam, literal_column, select, update
+
+from cartd.model import Cart, CartDetails, CartFile, FileStatus
+from cartd.store.database import Database
+from cartd.store.tables import (
+    BATCH,
+    CARTS,
+    FILES,
+    UNFINISHED,
+    batched,
+    cart,
+    cart_of,
+    file,
+    file_of,
+    in_field_order,
+    time_of,
+)
+
+_OF_DETAILS = in_field_order(
+    CartDetails,
+    {
+        "name": cart.c.name,
+        "labels": cart.c.labels,
+        "started": cart.c.started_date,
+        "files_failed": cart.c.files_failed,
+        "files_linked": cart.c.files_linked,
+        "size_linked": cart.c.size_linked,
+        "pace": cart.c.pace,
+        "version": cart.c.version,
+        "lease_until": cart.c.lease_until,
+    },
+)
+_LABELS, _STARTED = (
+    [field.name for field in fields(CartDetails)].index(name) for name in ("labels", "started")
+)
+_DETAILS = len(CARTS.selected_columns)
+"""Index of the first column of the details in a row of ``_BY_IDS``."""
+_BY_IDS = CARTS.add_columns(*_OF_DETAILS).where(cart.c.id.in_(bindparam("ids", expanding=True)))
+_VERSIONS = select(cart.c.id, cart.c.version).where(cart.c.id.in_(bindparam("ids", expanding=True)))
+_PAGE = (
+    FILES.where(file.c.cart_id == bindparam("cart_id"), file.c.position > bindparam("after"))
+    .order_by(file.c.position)
+    .limit(bindparam("count"))
+)
+_PAGES = {
+    # As a literal, so that the partial indexes on it are used.
+    status: _PAGE.where(file.c.status == literal_column(f"'{status.value}'"))
+    for status in FileStatus
+}
+_REMAINING = select(
+    cart.c.id,
+    cart.c.owner,
+    (cart.c.files_total - cart.c.files_staged - cart.c.files_failed).label("files"),
+    (cart.c.bytes_total - cart.c.bytes_staged).label("size"),
+).where(cart.c.deleted_date.is_(None), cart.c.status.in_(UNFINISHED))
+_SET_LABELS = (
+    update(cart)
+    .where(cart.c.id == bindparam("cart_id"), cart.c.deleted_date.is_(None))
+    .values(labels=bindparam("new_labels"))
+)
+_TEXTS = Decoder(tuple[str, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """What is left to stage of an unfinished cart."""
+
+    cart_id: int
+    owner: str | None
+    files: int
+    size: int | None
+    """Bytes; none until all sizes are known."""
+
+
+class Statuses:
+    """Queries for status documents."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def details(self, cart_ids: Sequence[int]) -> dict[int, tuple[Cart, CartDetails]]:
+        """Return the carts of these ids, deleted or not, with their details; unknown ids lack."""
+        found: dict[int, tuple[Cart, CartDetails]] = {}
+        for batch in batched(iter(cart_ids), BATCH):
+            for row in await self._database.rows(_BY_IDS, {"ids": batch}):
+                one = cart_of(row[:_DETAILS])
+                found[one.id] = (one, _details_of(row[_DETAILS:]))
+        return found
+
+    async def versions(self, cart_ids: Sequence[int]) -> dict[int, int]:
+        """Return the versions of the carts of these ids; unknown ids lack."""
+        found: dict[int, int] = {}
+        for batch in batched(iter(cart_ids), BATCH):
+            rows = await self._database.rows(_VERSIONS, {"ids": batch})
+            found.update((row.id, row.version) for row in rows)
+        return found
+
+    async def files(
+        self, cart_id: int, *, status: FileStatus | None = None, after: int = -1, limit: int
+    ) -> list[CartFile]:
+        """Return at most ``limit`` files after the position ``after``, in manifest order."""
+        query = _PAGE if status is None else _PAGES[status]
+        page = {"cart_id": cart_id, "after": after, "count": limit}
+        return [file_of(row) for row in await self._database.rows(query, page)]
+
+    async def remaining(self) -> list[Remaining]:
+        """Return what is left to stage of every unfinished cart, of all processes."""
+        return [Remaining(*row) for row in await self._database.rows(_REMAINING)]
+
+    async def set_labels(self, cart_id: int, labels: Sequence[str]) -> bool:
+        """Replace the labels of the cart; return False if it has been deleted."""
+        values = {"cart_id": cart_id, "new_labels": encode(labels).decode()}
+        async with self._database.transaction() as transaction:
+            return bool(await transaction.execute(_SET_LABELS, values))
+
+
+def _details_of(row: Any) -> CartDetails:
+    values = [*row]
+    values[_LABELS] = _TEXTS.decode(values[_LABELS])
+    if values[_STARTED] is not None:
+        values[_STARTED] = time_of(values[_STARTED])
+    return CartDetails(*values)
