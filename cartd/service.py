@@ -33,8 +33,10 @@ from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
+from cartd.http.api import Api
+from cartd.http.paths import REQUEST_RULES, Routes
 from cartd.http.request_limits import Limits
-from cartd.http.routes import REQUEST_RULES, Rest
+from cartd.http.routes import Rest
 from cartd.http.server import LimitedSite, listen
 from cartd.integrity.recovery import bind_volume
 from cartd.integrity.scrub import Scrub
@@ -43,6 +45,7 @@ from cartd.options import Options, read_config
 from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use_monotonic_clock
 from cartd.sending.sendfile import DownloadSender
 from cartd.staging.stager import STOP_STEP_TIMEOUT
+from cartd.status.documents import StatusDocuments
 from cartd.store import (
     SchemaCondition,
     connection_limit_warning,
@@ -105,8 +108,12 @@ class Cartd(Service):
             send=senders.send,
             recovered=components.recovery.wait_until_recovered,
         )
+        api = Api(
+            StatusDocuments(components.store, components.now),
+            recovered=components.recovery.wait_until_recovered,
+        )
         self._site = LimitedSite(
-            rest.app.resource(),
+            Routes(rest, api),
             REQUEST_RULES,
             reactor,
             _limits(config),

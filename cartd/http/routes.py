@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
@@ -60,8 +60,7 @@ from cartd.http.request import (
     header_field,
     prepare_error,
 )
-from cartd.http.request_limits import RequestRules
-from cartd.model import Cart, CartStatus, Viewer, check_uid
+from cartd.model import Cart, CartStatus, Viewer
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import ClientDisconnected
 
@@ -117,11 +116,11 @@ class Rest:
     @app.route("/", methods=["GET"])
     def root(self, request: Request) -> bytes:
         body = json.dumps({"message": "Pacifica Cartd Interface Up and Running"}).encode()
-        return _static_response(request, body, None)
+        return static_response(request, body, None)
 
     @app.route(OPENAPI_PATH, methods=["GET"])
     def openapi_document(self, request: Request) -> bytes:
-        return _static_response(request, OPENAPI, OPENAPI_ETAG, PUBLIC)
+        return static_response(request, OPENAPI, OPENAPI_ETAG, PUBLIC)
 
     # Klein uses the first route that accepts HEAD, so this one must precede GET.
     @app.route("/<uid>", methods=["HEAD"])
@@ -130,7 +129,7 @@ class Rest:
         with _errors_in_headers(request):
             name = _filename(request)
             await self._recovered()
-            cart = await self._submissions.find(_viewer(request), uid)
+            cart = await self._submissions.find(viewer_of(request), uid)
             _set_status_headers(request, cart)
             if cart.status == CartStatus.ERROR:
                 return _error_response(request, 500, cart.error)
@@ -148,7 +147,7 @@ class Rest:
     async def _set_head_headers(
         self, request: Request, cart: Cart, tar: TarDescription, *, named: bool
     ) -> None:
-        conditions, held = _conditions(request), False
+        conditions, held = conditions_of(request), False
         if conditions is not UNCONDITIONAL:
             decision = await self._downloads.evaluate_conditions("HEAD", conditions, cart, tar)
             held = decision.status == HTTPStatus.NOT_MODIFIED
@@ -158,14 +157,14 @@ class Rest:
         elif named:
             request.setResponseCode(200)
             _set_download_headers(request, tar)
-            _set(request, "Content-Length", str(tar.length))
+            set_header(request, "Content-Length", str(tar.length))
 
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
         with _errors_in_headers(request):
             name = _filename(request)
             await self._recovered()
-            async with self._downloads.open(_viewer(request), uid, name) as download:
+            async with self._downloads.open(viewer_of(request), uid, name) as download:
                 _set_status_headers(request, download.cart)
                 decision = await self._decide(request, download)
                 _set_validators(request, download)
@@ -179,13 +178,13 @@ class Rest:
         return b""
 
     async def _decide(self, request: Request, download: Download) -> Decision:
-        conditions = _conditions(request)
+        conditions = conditions_of(request)
         try:
             return await self._downloads.evaluate_conditions(
                 "GET", conditions, download.cart, download
             )
         except RangeNotSatisfiable:
-            _set(request, "Content-Range", f"bytes */{download.length}")
+            set_header(request, "Content-Range", f"bytes */{download.length}")
             raise
 
     @app.route("/<uid>", methods=["POST"])
@@ -193,7 +192,7 @@ class Rest:
         assert request.content is not None
         await self._recovered()
         await self._submissions.post(
-            _viewer(request), uid, request.content, lambda: self._check_conditions(request, uid)
+            viewer_of(request), uid, request.content, lambda: self._check_conditions(request, uid)
         )
         request.setResponseCode(201)
         return _json_response(request, {"message": "Cart Processing has begun"})
@@ -202,15 +201,15 @@ class Rest:
     async def delete(self, request: Request, uid: str) -> bytes:
         await self._recovered()
         await self._check_conditions(request, uid)
-        await self._submissions.delete(_viewer(request), uid)
+        await self._submissions.delete(viewer_of(request), uid)
         return _json_response(request, {"message": "Cart Deleted Successfully"})
 
     async def _check_conditions(self, request: Request, uid: str) -> None:
         """Raise PreconditionFailed if the carts of ``uid`` must not be changed."""
-        conditions = _conditions(request)
+        conditions = conditions_of(request)
         if conditions.has_precondition:
             method = request.method.decode("ascii")
-            viewer, name = _viewer(request), _filename(request)
+            viewer, name = viewer_of(request), _filename(request)
             await self._downloads.check_write_conditions(method, conditions, viewer, uid, name)
 
     async def _send(self, request: Request, download: Download, wanted: ByteRange) -> None:
@@ -252,12 +251,12 @@ class Rest:
         """Return the error response for any exception of a route."""
         error = failure.value
         if isinstance(error, NotReady):
-            if _conditions(request).is_conditional:
+            if conditions_of(request).is_conditional:
                 # A client that resumes would mistake a 2xx for the rest of the tar.
                 return _error_response(request, 503, str(error))
             # Not an error: plain text, as in Pacifica Cartd, with Retry-After.
-            _set(request, "Retry-After", RETRY_AFTER)
-            return _response(request, 202, "text/plain", str(error).encode())
+            set_header(request, "Retry-After", RETRY_AFTER)
+            return response(request, 202, "text/plain", str(error).encode())
         if isinstance(error, CartdError):
             return _error_response(request, error.code, str(error), error.limit)
         if isinstance(error, HTTPException):
@@ -265,65 +264,6 @@ class Rest:
             return _error_response(request, 404, "Not Found")
         log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
         return _error_response(request, 500, INTERNAL_ERROR)
-
-
-@dataclass(frozen=True, slots=True)
-class PathRules:
-    """The methods of a path, and whether they need no authentication."""
-
-    methods: tuple[str, ...]
-    public: bool
-
-
-_UID = "<uid>"
-_UNKNOWN = PathRules((), public=False)
-
-
-def _read_routes() -> dict[tuple[str, ...], PathRules]:
-    """Return the rules of all routes of :class:`Rest`, by the non-empty segments of their paths."""
-    methods: dict[str, set[str]] = {}
-    for rule in Rest.app.url_map.iter_rules():
-        methods.setdefault(rule.rule, set()).update(rule.methods or ())
-    return {
-        tuple(name for name in path.split("/") if name): PathRules(
-            tuple(sorted(found)), public=path in PUBLIC_PATHS
-        )
-        for path, found in methods.items()
-    }
-
-
-_PATHS = _read_routes()
-ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
-
-
-def path_rules(path: Sequence[str]) -> PathRules:
-    """Return the rules of a path, given as non-empty segments; no methods if it is unknown."""
-    return _PATHS.get(tuple(path)) or _PATHS.get((_UID, *path[1:]), _UNKNOWN)
-
-
-def allowed_methods(path: Sequence[str]) -> Sequence[str]:
-    """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
-    return path_rules(path).methods
-
-
-def check_post(path: Sequence[str]) -> None:
-    """Check that a cart can be posted to ``path``.
-
-    :raises InvalidInput: its uid is invalid.
-    """
-    check_uid(path[0])
-
-
-def is_public(method: bytes, path: Sequence[str]) -> bool:
-    """Return whether the request needs no authentication."""
-    rules = path_rules(path)
-    return rules.public and method.decode("latin-1") in rules.methods
-
-
-REQUEST_RULES = RequestRules(
-    allowed_methods, ALL_METHODS, is_public=is_public, check_post=check_post
-)
-"""The rules for requests that follow from the routes."""
 
 
 def _log_damage(result: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:
@@ -347,13 +287,13 @@ async def _abort(request: Request) -> None:
         await broken
 
 
-def _viewer(request: Request) -> Viewer:
+def viewer_of(request: Request) -> Viewer:
     """Return the viewer, which owns new carts and whose carts are visible."""
     assert isinstance(request, LimitedRequest)
     return Viewer.of(request.authenticated_user)
 
 
-def _conditions(request: Request) -> Conditions:
+def conditions_of(request: Request) -> Conditions:
     sent = (name for name, _ in request.requestHeaders.getAllRawHeaders())
     if CONDITIONAL.isdisjoint(sent):
         return UNCONDITIONAL
@@ -388,17 +328,17 @@ def _validators(etag: str, last_modified: float, length: int) -> Fields:
 
 
 def _set_download_headers(request: Request, tar: TarDescription) -> None:
-    _set(request, "Cache-Control", REVALIDATED)
-    _set(request, "Content-Type", "application/octet-stream")
-    _set(request, "Content-Disposition", content_disposition(tar.name))
+    set_header(request, "Cache-Control", REVALIDATED)
+    set_header(request, "Content-Type", "application/octet-stream")
+    set_header(request, "Content-Disposition", content_disposition(tar.name))
 
 
 def _set_length(request: Request, selected: ByteRange, length: int) -> None:
     """Set Content-Length; without it, for some old clients, the response is chunked."""
     if not _accepts_truncated_bodies(request):
-        _set(request, "Content-Length", str(selected.stop - selected.start))
+        set_header(request, "Content-Length", str(selected.stop - selected.start))
     if selected.partial:
-        _set(request, "Content-Range", f"bytes {selected.start}-{selected.stop - 1}/{length}")
+        set_header(request, "Content-Range", f"bytes {selected.start}-{selected.stop - 1}/{length}")
 
 
 def _accepts_truncated_bodies(request: Request) -> bool:
@@ -418,7 +358,7 @@ def _accepts_truncated_bodies(request: Request) -> bool:
 def _not_modified(request: Request) -> None:
     """Set 304, with only the headers that caches need (RFC 9110, section 15.4.5)."""
     request.setResponseCode(304)
-    _set(request, "Cache-Control", REVALIDATED)
+    set_header(request, "Cache-Control", REVALIDATED)
     for name in ("Accept-Ranges", "Last-Modified", "X-Pacifica-Tar-Length"):
         request.responseHeaders.removeHeader(name)
 
@@ -433,9 +373,9 @@ def _errors_in_headers(request: Request) -> Iterator[None]:
         raise
     except Exception as error:
         if not request.responseHeaders.hasHeader("X-Pacifica-Status"):
-            _set(request, "X-Pacifica-Status", CartStatus.ERROR)
+            set_header(request, "X-Pacifica-Status", CartStatus.ERROR)
             message = str(error) if isinstance(error, CartdError) else INTERNAL_ERROR
-            _set(request, "X-Pacifica-Message", message)
+            set_header(request, "X-Pacifica-Message", message)
         raise
 
 
@@ -478,17 +418,17 @@ def _set_fields(request: Request, fields: Fields) -> None:
         request.responseHeaders.setRawHeaders(name, [value])
 
 
-def _set(request: Request, name: str, value: str) -> None:
+def set_header(request: Request, name: str, value: str) -> None:
     """Set a header; escapes all but printable ASCII, against header injection."""
     request.setHeader(name, escape_header(value))
 
 
-def _static_response(
+def static_response(
     request: Request, body: bytes, etag: str | None, cache_control: str = NO_STORE
 ) -> bytes:
     """Return a static response, subject to the conditions of the request."""
     method = request.method.decode("ascii")
-    conditions = replace(_conditions(request), range=None)
+    conditions = replace(conditions_of(request), range=None)
     current = Representation(len(body), etag)
     # It has no date, so ``now`` is not used.
     decision = evaluate_conditions(method, conditions, current, now=0.0)
@@ -496,15 +436,15 @@ def _static_response(
         request.setResponseCode(304)
         body = b""
     else:
-        _response(request, 200, "application/json", body)
+        response(request, 200, "application/json", body)
     if etag is not None:
-        _set(request, "ETag", etag)
-    _set(request, "Cache-Control", cache_control)
+        set_header(request, "ETag", etag)
+    set_header(request, "Cache-Control", cache_control)
     return body
 
 
 def _json_response(request: Request, answer: dict[str, str]) -> bytes:
-    return _response(request, request.code, "application/json", json.dumps(answer).encode())
+    return response(request, request.code, "application/json", json.dumps(answer).encode())
 
 
 def _error_response(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
@@ -512,18 +452,18 @@ def _error_response(request: Request, code: int, message: str, limit: str | None
     return prepare_error(request, code, message, limit)
 
 
-def _response(request: Request, code: int, content_type: str, body: bytes) -> bytes:
+def response(request: Request, code: int, content_type: str, body: bytes) -> bytes:
     """Set status and headers of a short response; return its body."""
     _remove_download_headers(request, code)
     request.setResponseCode(code)
-    _set(request, "Content-Type", content_type)
-    _set(request, "Content-Length", str(len(body)))
+    set_header(request, "Content-Type", content_type)
+    set_header(request, "Content-Length", str(len(body)))
     return body
 
 
 def _remove_download_headers(request: Request, code: int) -> None:
     """Remove the headers of a download that was being prepared."""
-    _set(request, "Cache-Control", NO_STORE)
+    set_header(request, "Cache-Control", NO_STORE)
     for name in (
         *("Content-Disposition", "Accept-Ranges", "ETag", "Last-Modified"),
         "X-Pacifica-Tar-Length",

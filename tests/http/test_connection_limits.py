@@ -13,7 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 
 from cartd.http.connection import LINGER_TIMEOUT
-from cartd.http.routes import REQUEST_RULES
+from cartd.http.paths import REQUEST_RULES
 from cartd.http.server import MAX_OVERFLOW_CONNECTIONS, ConnectionLimits, LimitedSite
 from cartd.runtime import raise_nofile_limit
 from tests.support.server_limits import limits

@@ -15,7 +15,7 @@ from twisted.web.static import Data
 
 from cartd.config import parse_tls_endpoint
 from cartd.http.connection import CLOSE_TIMEOUT
-from cartd.http.routes import REQUEST_RULES
+from cartd.http.paths import REQUEST_RULES
 from cartd.http.server import LimitedSite
 from cartd.http.tls import ServerTls
 from tests.support.server_limits import limits

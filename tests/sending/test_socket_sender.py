@@ -31,8 +31,8 @@ from zope.interface.verify import verifyObject
 
 from cartd.deferreds.threads import LimitedPool, P, T
 from cartd.errors import VolumeDamaged
+from cartd.http.paths import REQUEST_RULES
 from cartd.http.request import LimitedRequest
-from cartd.http.routes import REQUEST_RULES
 from cartd.http.server import LimitedSite
 from cartd.sending.reader import SENDFILE_MIN, TreeReader
 from cartd.sending.sender import ClientDisconnected, State

@@ -13,7 +13,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
 from cartd.deferreds.threads import ThreadRunner
-from cartd.http.routes import REQUEST_RULES
+from cartd.http.paths import REQUEST_RULES
 from cartd.http.server import LimitedSite
 from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread

@@ -1,0 +1,54 @@
+"""The routes below ``/-/carts``: status documents, and what belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from typing import Any
+
+from klein import Klein
+from msgspec.json import encode
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
+
+from cartd.errors import INTERNAL_ERROR, CartdError
+from cartd.http.request import prepare_error
+from cartd.http.routes import static_response, viewer_of
+from cartd.status.documents import StatusDocuments
+
+CARTS = "/-/carts"
+
+log = Logger()
+
+
+class Api:
+    """Klein routes for :class:`StatusDocuments`."""
+
+    app = Klein()
+    app.url_map.strict_slashes = False
+
+    def __init__(
+        self, documents: StatusDocuments, *, recovered: Callable[[], Awaitable[None]]
+    ) -> None:
+        """All requests wait for ``recovered()``."""
+        self._documents = documents
+        self._recovered = recovered
+
+    @app.route(f"{CARTS}/<uid>", methods=["GET"])
+    async def status(self, request: Request, uid: str) -> bytes:
+        await self._recovered()
+        body = encode(await self._documents.newest(viewer_of(request), uid))
+        return static_response(request, body, f'"{sha256(body).hexdigest()[:32]}"')
+
+    @app.handle_errors(Exception)
+    def failed(self, request: Any, failure: Failure) -> bytes:
+        """Return the error response for any exception of a route."""
+        error = failure.value
+        if isinstance(error, CartdError):
+            return prepare_error(request, error.code, str(error), error.limit)
+        if isinstance(error, HTTPException):
+            return prepare_error(request, 404, "Not Found")
+        log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+        return prepare_error(request, 500, INTERNAL_ERROR)

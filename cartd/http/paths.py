@@ -1,0 +1,106 @@
+"""All routes of the service as one resource, and the rules for requests that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from klein import Klein
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Request
+
+from cartd.http.api import Api
+from cartd.http.request_limits import RequestRules, route_path
+from cartd.http.routes import PUBLIC_PATHS, Rest
+from cartd.model import check_uid
+
+
+class Routes(Resource):
+    """Passes requests below ``/-/`` to the first application that has their path."""
+
+    def __init__(self, rest: Rest, api: Api) -> None:
+        super().__init__()
+        self.isLeaf = True
+        self._rest = rest.app.resource()
+        self._api = api.app.resource()
+
+    def render(self, request: Request) -> Any:
+        path = route_path(request.postpath or ())
+        chosen: IResource = self._api if _find(_API_PATHS, path) else self._rest
+        return chosen.render(request)
+
+
+@dataclass(frozen=True, slots=True)
+class PathRules:
+    """The methods of a path, and whether they need no authentication."""
+
+    methods: tuple[str, ...]
+    public: bool
+
+
+_Paths = dict[tuple[str, ...], PathRules]
+_UNKNOWN = PathRules((), public=False)
+
+
+def _read_routes(app: Klein) -> _Paths:
+    """Return the rules of all routes of ``app``, by the non-empty segments of their paths."""
+    methods: dict[str, set[str]] = {}
+    for rule in app.url_map.iter_rules():
+        methods.setdefault(rule.rule, set()).update(rule.methods or ())
+    return {
+        tuple(name for name in path.split("/") if name): PathRules(
+            tuple(sorted(found)), public=path in PUBLIC_PATHS
+        )
+        for path, found in methods.items()
+    }
+
+
+def _find(paths: _Paths, path: Sequence[str]) -> PathRules | None:
+    """Return the rules of ``path``; a segment in angle brackets stands for any other segment."""
+    if exact := paths.get(tuple(path)):
+        return exact
+    for route, rules in paths.items():
+        if len(route) == len(path) and all(
+            part == wanted or wanted.startswith("<")
+            for part, wanted in zip(path, route, strict=True)
+        ):
+            return rules
+    return None
+
+
+APPS = (Rest.app, Api.app)
+_API_PATHS = _read_routes(Api.app)
+_PATHS = {path: rules for app in APPS for path, rules in _read_routes(app).items()}
+ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
+
+
+def path_rules(path: Sequence[str]) -> PathRules:
+    """Return the rules of a path, given as non-empty segments; no methods if it is unknown."""
+    return _find(_PATHS, path) or _UNKNOWN
+
+
+def allowed_methods(path: Sequence[str]) -> Sequence[str]:
+    """Return the methods of a path, given as non-empty segments; empty if it is unknown."""
+    return path_rules(path).methods
+
+
+def check_post(path: Sequence[str]) -> None:
+    """Check that a cart can be posted to ``path``.
+
+    :raises InvalidInput: its uid is invalid.
+    """
+    if len(path) == 1:
+        check_uid(path[0])
+
+
+def is_public(method: bytes, path: Sequence[str]) -> bool:
+    """Return whether the request needs no authentication."""
+    rules = path_rules(path)
+    return rules.public and method.decode("latin-1") in rules.methods
+
+
+REQUEST_RULES = RequestRules(
+    allowed_methods, ALL_METHODS, is_public=is_public, check_post=check_post
+)
+"""The rules for requests that follow from the routes."""
