@@ -6,11 +6,19 @@ import hashlib
 from functools import lru_cache
 from typing import Any
 
-from cartd.errors import CartdError
+from cartd.errors import CartdError, Problem
 
 
 class Mismatch(CartdError):
     """The bytes differ from the declaration: too many, too few, or another hash."""
+
+
+class SizeMismatch(Mismatch):
+    problem = Problem.SIZE_MISMATCH
+
+
+class HashMismatch(Mismatch):
+    problem = Problem.HASH_MISMATCH
 
 
 class Checksum:
@@ -33,16 +41,16 @@ class Checksum:
         """Count and hash ``data``; raises :class:`Mismatch` at the first byte too many."""
         self._seen += len(data)
         if self._seen > self._size:
-            raise Mismatch(f"it has more than the {self._size} bytes that were declared")
+            raise SizeMismatch(f"it has more than the {self._size} bytes that were declared")
         self._hash.update(data)
 
     def finish(self) -> str:
         """Return the hash in lower-case hex; raise :class:`Mismatch` if size or hash differ."""
         if self._seen != self._size:
-            raise Mismatch(f"it has {self._seen} bytes where {self._size} were declared")
+            raise SizeMismatch(f"it has {self._seen} bytes where {self._size} were declared")
         computed: str = self._hash.hexdigest()
         if self._declared and computed != self._declared:
-            raise Mismatch(
+            raise HashMismatch(
                 f"its {self._hash_type} is {computed} where {self._declared} was declared"
             )
         return computed

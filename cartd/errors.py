@@ -1,4 +1,4 @@
-"""The errors that cross layers, each with its HTTP status, and the escaping of text in messages.
+"""The errors that cross layers, each with its HTTP status and its problem; text in messages.
 
 Only an error of the file itself is damage, for which the file is fetched again: it is missing, or
 access is denied, or its blocks cannot be read (``EIO``; it is fetched into new blocks).  A lack of
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from http import HTTPStatus
 from typing import ClassVar, Final
 
@@ -21,31 +23,94 @@ INTERNAL_ERROR = "Internal error: see the log of the service"
 """The message for a client if an exception was not expected; the log has its traceback."""
 
 
+class Problem(StrEnum):
+    """What went wrong: one vocabulary for requests, carts and files, in responses and the store.
+
+    :mod:`cartd.http.problem_types` explains each of them to users.
+    """
+
+    INVALID_MANIFEST = "invalid-manifest"
+    INVALID_UID = "invalid-uid"
+    INVALID_REQUEST = "invalid-request"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    CROSS_SITE = "cross-site"
+    UNKNOWN_HOST = "unknown-host"
+    NO_SUCH_CART = "no-such-cart"
+    NOT_FOUND = "not-found"
+    NOT_READY = "not-ready"
+    CART_FAILED = "cart-failed"
+    PRECONDITION_FAILED = "precondition-failed"
+    RANGE_NOT_SATISFIABLE = "range-not-satisfiable"
+    LIMIT_EXCEEDED = "limit-exceeded"
+    NO_SPACE = "no-space"
+    ARCHIVE_UNAVAILABLE = "archive-unavailable"
+    ARCHIVE_REFUSED = "archive-refused"
+    FILE_NOT_IN_ARCHIVE = "file-not-in-archive"
+    HASH_MISMATCH = "hash-mismatch"
+    SIZE_MISMATCH = "size-mismatch"
+    VOLUME_UNAVAILABLE = "volume-unavailable"
+    DATABASE_UNAVAILABLE = "database-unavailable"
+    STOPPING = "stopping"
+    UNAVAILABLE = "unavailable"
+    INTERNAL_ERROR = "internal-error"
+
+
 class CartdError(Exception):
     """An error with a message for the user.
 
     ``str(error)`` is the message, escaped for logs and terminals; ``code`` is the HTTP status of
-    the response.
+    the response; ``problem`` tells programs what went wrong.
     """
 
     code: ClassVar[int] = 500
+    problem: Problem = Problem.INTERNAL_ERROR
 
     def __init__(self, message: str = "", *, limit: str | None = None) -> None:
         """``limit``: the setting that was exceeded, as ``server.max_manifest_size``, if any."""
         super().__init__(escape(message))
         self.limit = limit
+        if limit is not None:
+            self.problem = Problem.LIMIT_EXCEEDED
 
 
 class InvalidInput(CartdError):
     """The client's input is invalid; nothing was changed."""
 
     code = 400
+    problem = Problem.INVALID_REQUEST
+
+
+class InvalidUid(InvalidInput):
+    """No cart can have this uid."""
+
+    problem = Problem.INVALID_UID
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault of a manifest."""
+
+    pointer: str
+    """A JSON pointer as the fragment of a URI (RFC 6901, section 6)."""
+    detail: str
+
+
+class InvalidManifest(InvalidInput):
+    """The manifest is invalid; the message is that of its first fault."""
+
+    problem = Problem.INVALID_MANIFEST
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class Unauthenticated(CartdError):
     """The client sent no valid credentials (RFC 9110, section 15.5.2)."""
 
     code = 401
+    problem = Problem.UNAUTHENTICATED
 
 
 class NoCredentials(Unauthenticated):
@@ -60,41 +125,55 @@ class CartNotFound(CartdError):
     """No cart with this uid exists, or it has been deleted."""
 
     code = 404
+    problem = Problem.NO_SUCH_CART
 
 
 class PreconditionFailed(CartdError):
     """A precondition of the request is false; nothing was done (RFC 9110, section 13.1)."""
 
     code = 412
+    problem = Problem.PRECONDITION_FAILED
 
 
 class TooLarge(CartdError):
     """The client sent more than a limit allows."""
 
     code = 413
+    problem = Problem.LIMIT_EXCEEDED
 
 
 class RangeNotSatisfiable(CartdError):
     """No byte of the requested range exists (RFC 9110, section 15.5.17)."""
 
     code = 416
+    problem = Problem.RANGE_NOT_SATISFIABLE
 
 
 class QuotaExceeded(CartdError):
     """The client has reached a limit of carts or files in progress (RFC 6585, section 4)."""
 
     code = 429
+    problem = Problem.LIMIT_EXCEEDED
 
 
 class Unavailable(CartdError):
     """The service cannot answer now: it is stopping, or the database or volume is unavailable."""
 
     code = 503
+    problem = Problem.UNAVAILABLE
+
+
+class Stopping(Unavailable):
+    """The service is stopping; another process may take over."""
+
+    problem = Problem.STOPPING
 
 
 class DatabaseUnavailable(Unavailable):
     """The database is unavailable.  ``str(error)`` is for clients: it names no host, account or
     table."""
+
+    problem = Problem.DATABASE_UNAVAILABLE
 
     def __init__(self, reason: str, *, transient: bool = True) -> None:
         """``transient``: a retry may succeed; otherwise an administrator has to act."""
@@ -118,6 +197,8 @@ class StatementRejected(CartdError):
 class VolumeUnavailable(Unavailable):
     """The directory of the volume is not the volume: its disk is not mounted, for example."""
 
+    problem = Problem.VOLUME_UNAVAILABLE
+
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"The volume is unavailable ({reason}); work resumes when its disk is mounted again"
@@ -127,12 +208,16 @@ class VolumeUnavailable(Unavailable):
 class DiskUnavailable(Unavailable):
     """The disk fails for a reason that is independent of the files on it."""
 
+    problem = Problem.VOLUME_UNAVAILABLE
+
     def __init__(self, reason: str) -> None:
         super().__init__(f"The volume cannot be used now ({reason}); try again later")
 
 
 class VolumeNotWritable(Unavailable):
     """A cart is damaged and cannot be restaged, because the volume is not writable."""
+
+    problem = Problem.VOLUME_UNAVAILABLE
 
     def __init__(self, reason: str) -> None:
         """``reason`` is the system's error message."""
@@ -147,6 +232,7 @@ class NoSpace(CartdError):
     """The volume has no space for a cart, and no cart on it may be evicted."""
 
     code = 507
+    problem = Problem.NO_SPACE
 
     def __init__(self) -> None:
         super().__init__("No Space Available")
@@ -156,6 +242,7 @@ class EvictionFailed(CartdError):
     """Carts may be evicted, but the file system fails to remove their files."""
 
     code = 507
+    problem = Problem.NO_SPACE
 
     def __init__(self, reason: str) -> None:
         """``reason`` is the system's error message."""
@@ -164,6 +251,8 @@ class EvictionFailed(CartdError):
 
 class PathCollision(CartdError):
     """Two paths of a cart name the same file on the volume (case or Unicode folding)."""
+
+    problem = Problem.INVALID_MANIFEST
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(
@@ -178,6 +267,8 @@ class LeaseLost(CartdError):
 class VolumeDamaged(CartdError):
     """A file on the volume is missing or differs in size from the recorded one."""
 
+    problem = Problem.VOLUME_UNAVAILABLE
+
 
 class FileUnreadable(VolumeDamaged):
     """A file on the volume exists, but reading it fails."""
@@ -189,6 +280,17 @@ class FileUnreadable(VolumeDamaged):
 
 class ConfigError(CartdError):
     """The configuration is invalid; the message names the key and the reason."""
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return the problem that a cart or a file has that failed with ``error``."""
+    if isinstance(error, CartdError):
+        return error.problem
+    if isinstance(error, OSError):
+        if error.errno in _FULL:
+            return Problem.NO_SPACE
+        return Problem.INVALID_MANIFEST if is_path_error(error) else Problem.VOLUME_UNAVAILABLE
+    return Problem.INTERNAL_ERROR
 
 
 def admin_message(error: CartdError) -> str:
@@ -232,6 +334,8 @@ def _numbers(*names: str) -> frozenset[int]:
 
 _MISSING: Final = _numbers("ENOENT", "ENOTDIR", "ELOOP")
 """Missing, below a file, or a symbolic link (POSIX open)."""
+_FULL: Final = _numbers("ENOSPC", "EDQUOT")
+_PATH: Final = _numbers("ENAMETOOLONG", "EILSEQ", "EINVAL", "ENOTDIR", "EISDIR")
 _EXHAUSTED: Final = _numbers("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EINTR", "EAGAIN")
 """The process or the system is out of a resource."""
 _TRANSIENT: Final = _EXHAUSTED | _numbers(
@@ -243,6 +347,11 @@ _TRANSIENT: Final = _EXHAUSTED | _numbers(
 def is_missing(error: OSError) -> bool:
     """Whether the file does not exist."""
     return error.errno in _MISSING
+
+
+def is_path_error(error: OSError) -> bool:
+    """Whether the file system rejects this path, not others."""
+    return error.errno in _PATH
 
 
 def is_exhausted(error: OSError) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from cartd.errors import InvalidInput, QuotaExceeded, escape
+from cartd.errors import InvalidUid, Problem, QuotaExceeded, escape
 
 
 class CartStatus(StrEnum):
@@ -154,6 +154,8 @@ class Cart:
     """When a client last posted or downloaded it."""
     error: str = ""
     """The error message if the cart is in error; empty otherwise."""
+    problem: str | None = None
+    """The :class:`cartd.errors.Problem` of a cart in error; none if it is not known."""
     bundle: bool = False
     """Whether its tar is written to the volume."""
     fingerprint: str | None = None
@@ -261,11 +263,22 @@ class CartFile:
     """Lower-case hex; empty while unknown."""
     status: FileStatus = FileStatus.WAITING
     error: str = ""
+    problem: str | None = None
+    """The :class:`cartd.errors.Problem` of a file in error; none if it is not known."""
     size: int | None = None
     mtime: int | None = None
     """Whole Unix seconds, from the archive."""
     id: int | None = field(default=None, compare=False)
     """The id of its row in the store; not compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFailure:
+    """Why a file of a cart could not be staged."""
+
+    position: int
+    error: str
+    problem: Problem | None = None
 
 
 UID_PATTERN = r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}"
@@ -312,9 +325,9 @@ def uid_may_be_stored(uid: str) -> bool:
 
 
 def check_uid(uid: str) -> str:
-    """Return ``uid`` if a new cart may have it; else raise InvalidInput."""
+    """Return ``uid`` if a new cart may have it; else raise InvalidUid."""
     if _UID.fullmatch(uid) is None:
-        raise InvalidInput(
+        raise InvalidUid(
             "uid: must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ - and not begin with . or -"
         )
     return uid

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from cartd.errors import CartdError
+from cartd.errors import CartdError, Problem
 from cartd.model import Cart, format_time
 
 log = Logger()
@@ -151,6 +151,8 @@ class OutageStatus:
 
 class OutageTooLong(CartdError):
     """The archive has been unavailable for longer than a cart waits for it."""
+
+    problem = Problem.ARCHIVE_UNAVAILABLE
 
 
 @dataclass(eq=False, slots=True)

@@ -26,7 +26,7 @@ from twisted.web.client import RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 
 from cartd.archive.tls import CertificateRejected
-from cartd.errors import CartdError, one_line
+from cartd.errors import CartdError, Problem, one_line
 
 
 class ArchiveError(CartdError):
@@ -40,6 +40,8 @@ class ArchiveError(CartdError):
     response to a HEAD, which has no body for a trace.
     """
 
+    problem = Problem.ARCHIVE_REFUSED
+
     def __init__(
         self,
         message: str,
@@ -50,8 +52,15 @@ class ArchiveError(CartdError):
         unavailable: bool = False,
         missing: bool = False,
         needs_explanation: bool = False,
+        problem: Problem | None = None,
     ) -> None:
         super().__init__(message)
+        if problem is not None:
+            self.problem = problem
+        elif missing:
+            self.problem = Problem.FILE_NOT_IN_ARCHIVE
+        elif outage:
+            self.problem = Problem.ARCHIVE_UNAVAILABLE
         self.retryable = retryable
         self.retry_after = retry_after
         self.outage = outage
@@ -75,6 +84,7 @@ MAX_QUOTED = 40
 _RETRYABLE_4XX = frozenset({408, 425, 429})
 _UNAVAILABLE = frozenset({502, 503, 504})
 """Statuses of a proxy whose server is unavailable, and of such a server (RFC 9110, 15.6)."""
+_NO_FILE = frozenset({404, 410})
 _SLASH_REJECTIONS = frozenset({400, 403, 404})
 """Statuses of web servers that reject an encoded slash, like Apache (AllowEncodedSlashes)."""
 _MEDIA = b"X-Pacifica-File-Storage-Media"
@@ -148,7 +158,9 @@ def error_response(
             retryable=False,
             missing=True,
         )
+    problem = Problem.FILE_NOT_IN_ARCHIVE if code in _NO_FILE else None
     if not said and code in _SLASH_REJECTIONS and "/" in archive_id and not _is_json(headers):
+        problem = None
         sent_as = one_line(quote(archive_id, safe=""), MAX_QUOTED)
         said = f"the id is sent as {sent_as}, and a proxy in between may reject %2F"
     return ArchiveError(
@@ -158,6 +170,7 @@ def error_response(
         outage=code in _UNAVAILABLE,
         unavailable=code in _UNAVAILABLE,
         needs_explanation=method == "HEAD" and code == HTTPStatus.INTERNAL_SERVER_ERROR,
+        problem=problem,
     )
 
 

@@ -5,7 +5,6 @@ The delays are those of :mod:`cartd.backoff`; attempts wait for the circuit brea
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -20,19 +19,15 @@ from cartd.archive.responses import ArchiveError
 from cartd.backoff import delays, with_retry_after
 from cartd.checksum import Mismatch
 from cartd.deferreds.fair_semaphore import FairSemaphore
-from cartd.errors import CartdError, escape
-from cartd.model import Cart, CartFile
+from cartd.errors import CartdError, escape, is_path_error, problem_of
+from cartd.model import Cart, CartFile, FileFailure
 
 T = TypeVar("T")
-_PATH_ERRORS = frozenset(
-    {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR}
-)
-"""Errors of the file system that concern one path only."""
 log = Logger()
 
 
 class FileFailed(CartdError):
-    """A file could not be staged; carries its position and the cause, for the store.
+    """A file could not be staged; carries the facts for the store.
 
     A ``mismatch`` of an earlier attempt is part of the cause: it tells more than the last failure.
     """
@@ -42,8 +37,9 @@ class FileFailed(CartdError):
         super().__init__(
             f"Failed to stage {file.path} (archive id {file.archive_id}): {self.cause}"
         )
-        self.position = file.position
-        self.is_volume_error = isinstance(cause, OSError) and cause.errno not in _PATH_ERRORS
+        self.problem = problem_of(cause if mismatch is None else mismatch)
+        self.facts = FileFailure(file.position, self.cause, self.problem)
+        self.is_volume_error = isinstance(cause, OSError) and not is_path_error(cause)
         """Whether the volume failed, so that other files would fail, too."""
 
 

@@ -13,7 +13,7 @@ from cartd.carts.delete import Removal
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
-from cartd.errors import CartdError, CartNotFound, InvalidInput, Unavailable
+from cartd.errors import CartdError, CartNotFound, Fault, InvalidManifest, Stopping, Unavailable
 from cartd.manifest import Manifest, parse
 from cartd.model import MAX_UID_LENGTH, Cart, UserQuota, Viewer, check_uid, uid_may_be_stored
 from cartd.store import Store
@@ -126,7 +126,7 @@ class Submissions:
         :raises Unavailable: the service is stopping, or is staging as many carts as it may.
         """
         if not self._open:
-            raise Unavailable("The service is stopping; post the cart again in a minute")
+            raise Stopping("The service is stopping; post the cart again in a minute")
         check_uid(uid)
 
         async def posted() -> bool:
@@ -154,9 +154,8 @@ class Submissions:
             )
         )
         if manifest.bundle and len(uid) > MAX_BUNDLED_UID:
-            raise InvalidInput(
-                f"bundle: a cart whose uid is over {MAX_BUNDLED_UID} characters cannot be bundled"
-            )
+            reason = f"a cart whose uid is over {MAX_BUNDLED_UID} characters cannot be bundled"
+            raise InvalidManifest(f"bundle: {reason}", [Fault("#/bundle", reason)])
         bundle = manifest.bundle
         if bundle is None:
             bundle = self._bundle_task and len(uid) <= MAX_BUNDLED_UID

@@ -20,7 +20,7 @@ from cartd.archive.retry import FileFailed
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import Batcher, both, for_each
 from cartd.errors import CartdError
-from cartd.model import Cart, CartFile
+from cartd.model import Cart, CartFile, FileFailure
 from cartd.staging import StagingContext
 from cartd.staging.tape import TapeRecall
 from cartd.volume.incoming import IncomingFile
@@ -37,7 +37,14 @@ MAX_FAILED_IF_MOST_FAIL = 100
 
 
 class FilesFailed(CartdError):
-    """Some files of a cart could not be staged; the store has their positions and causes."""
+    """Some files of a cart could not be staged; the store has their positions and causes.
+
+    Its problem is that of the first one.
+    """
+
+    def __init__(self, message: str, first: FileFailed) -> None:
+        super().__init__(message)
+        self.problem = first.problem
 
 
 class Failures:
@@ -48,10 +55,10 @@ class Failures:
 
     def __init__(
         self,
-        record: Callable[[Sequence[tuple[int, str]]], Awaitable[None]],
+        record: Callable[[Sequence[FileFailure]], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
-        self._unwritten: Batcher[tuple[int, str]] = Batcher(record, now)
+        self._unwritten: Batcher[FileFailure] = Batcher(record, now)
         self._positions: set[int] = set()
         self._first: FileFailed | None = None
         """The failure with the lowest position in the manifest."""
@@ -79,16 +86,16 @@ class Failures:
         """
         if failed.is_volume_error:
             raise failed
-        self._positions.add(failed.position)
+        self._positions.add(failed.facts.position)
         self._failed += 1
-        if self._first is None or failed.position < self._first.position:
+        if self._first is None or failed.facts.position < self._first.facts.position:
             self._first = failed
-        await self._unwritten.add((failed.position, failed.cause))
+        await self._unwritten.add(failed.facts)
         if len(self._positions) >= MAX_FAILED_FILES or self._failed >= max(
             MAX_FAILED_IF_MOST_FAIL, self._succeeded
         ):
             await self.flush()
-            raise FilesFailed(f"{self._summary()}; the rest was not tried")
+            raise FilesFailed(f"{self._summary()}; the rest was not tried", self._first)
 
     async def flush(self) -> None:
         await self._unwritten.flush()
@@ -97,7 +104,7 @@ class Failures:
         """Raise :class:`FilesFailed` if any file has failed."""
         await self.flush()
         if self._first is not None:
-            raise FilesFailed(self._summary())
+            raise FilesFailed(self._summary(), self._first)
 
     def _summary(self) -> str:
         others = len(self._positions) - 1

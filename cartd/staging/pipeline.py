@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from cartd.deferreds.tasks import Batcher
 from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
-from cartd.model import Cart, CartFile, TarFacts
+from cartd.model import Cart, CartFile, FileFailure, TarFacts
 from cartd.sending.reader import TreeReader
 from cartd.staging import StagingContext
 from cartd.staging.fetch import PAGE, Failures, FileFetcher
@@ -196,7 +196,7 @@ class StagingPipeline:
             self._cart.id, self._holder, staged, now=self._context.now()
         )
 
-    async def _record_failed(self, failed: Sequence[tuple[int, str]]) -> None:
+    async def _record_failed(self, failed: Sequence[FileFailure]) -> None:
         await self._context.store.progress.record_file_errors(self._cart.id, self._holder, failed)
 
     # Finishing

@@ -21,14 +21,16 @@ from cartd.errors import (
     DatabaseUnavailable,
     FileUnreadable,
     LeaseLost,
+    Problem,
     Unavailable,
     VolumeDamaged,
     VolumeUnavailable,
     escape,
+    problem_of,
 )
 from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import invalidate_unreadable
-from cartd.model import Cart
+from cartd.model import Cart, FileFailure
 from cartd.staging import StagingContext
 from cartd.staging.pipeline import StagingPipeline
 from cartd.store import Store
@@ -234,7 +236,8 @@ class Stager:
             raise
         except Exception as error:
             log.failure("Staging cart {id} failed", id=cart_id)
-            await self._fail(cart_id, escape(f"Internal error: {type(error).__name__}: {error}"))
+            message = escape(f"Internal error: {type(error).__name__}: {error}")
+            await self._fail(cart_id, message, Problem.INTERNAL_ERROR)
 
     def _log_interrupted(self, cart_id: int, error: CartdError) -> None:
         if isinstance(error, DatabaseUnavailable):
@@ -260,12 +263,12 @@ class Stager:
             await self._release_lease(cart_id)
             return
         if isinstance(error, FileFailed):
-            await self._fail(cart_id, str(error), error.position, error.cause)
+            await self._fail(cart_id, str(error), error.problem, error.facts)
         elif isinstance(error, FileUnreadable):
             await self._invalidate_unreadable(cart_id, error)
-            await self._fail(cart_id, str(error))
+            await self._fail(cart_id, str(error), error.problem)
         else:
-            await self._fail(cart_id, str(error))
+            await self._fail(cart_id, str(error), problem_of(error))
 
     async def _invalidate_unreadable(self, cart_id: int, error: FileUnreadable) -> None:
         try:
@@ -284,7 +287,7 @@ class Stager:
             log.warn("Cart {id}: lease not released: {error}", id=cart_id, error=error)
 
     async def _fail(
-        self, cart_id: int, message: str, position: int | None = None, file_error: str = ""
+        self, cart_id: int, message: str, problem: Problem, failed: FileFailure | None = None
     ) -> None:
         log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
         pipeline = self._pipelines.get(cart_id)
@@ -294,8 +297,9 @@ class Stager:
                 cart_id,
                 self._process_locks.name,
                 message,
-                position=position,
-                file_error=file_error,
+                position=None if failed is None else failed.position,
+                file_error="" if failed is None else failed.error,
+                problem=problem,
                 now=self._now(),
                 volume_bytes=None if pipeline is None else pipeline.tar_bytes,
                 rest_unknown=not known,

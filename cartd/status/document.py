@@ -124,6 +124,8 @@ class FailedFile(Struct, frozen=True, kw_only=True):
     id: str
     path: str
     error: str
+    problem: str | UnsetType = UNSET
+    """What went wrong, as a name of the problem types; absent if it is not known."""
 
 
 class Failed(Struct, frozen=True, kw_only=True):
@@ -157,6 +159,8 @@ class Status(Struct, frozen=True, kw_only=True):
     phase: Phase
     message: str
     """One sentence: what happens now, or what the cart waits for."""
+    problem: str | UnsetType = UNSET
+    """Why it failed, as a name of the problem types; absent if it has not, or it is not known."""
     created: datetime
     started: datetime | UnsetType = UNSET
     updated: datetime
@@ -190,3 +194,5 @@ class File(Struct, frozen=True, kw_only=True):
     hashsum: str | UnsetType = UNSET
     status: FileStatus
     error: str | UnsetType = UNSET
+    problem: str | UnsetType = UNSET
+    """What went wrong, as a name of the problem types; absent if it is not known."""

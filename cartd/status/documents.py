@@ -52,6 +52,7 @@ class StatusDocuments:
             outcome=_OUTCOMES.get(cart.status),
             phase=_PHASES.get(cart.status, Phase.DONE),
             message=cart.message,
+            problem=UNSET if cart.problem is None else cart.problem,
             created=_time(cart.created),
             started=UNSET if details.started is None else _time(details.started),
             updated=_time(cart.updated),

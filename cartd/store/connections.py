@@ -32,7 +32,7 @@ from twisted.internet.defer import TimeoutError as ProbeTimeout
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
-from cartd.errors import Unavailable
+from cartd.errors import Stopping
 from cartd.store.engine import server_of
 
 if not hasattr(strategies, "DefaultEngineStrategy"):
@@ -330,11 +330,11 @@ class Pool:
     async def acquire(self) -> Connection:
         """Return a connection for the caller alone, who must release or discard it.
 
-        Raises ``Unavailable`` once the pool is closed, and whatever connecting raises.  All waiting
+        Raises ``Stopping`` once the pool is closed, and whatever connecting raises.  All waiting
         callers get that error, too: each of them would wait as long for the same result.
         """
         if self._closed is not None:
-            raise Unavailable(_STOPPING)
+            raise Stopping(_STOPPING)
         if self._free:
             self._free -= 1
         else:
@@ -363,7 +363,7 @@ class Pool:
         """Wait for running calls, then close all; fires when all threads have ended."""
         self._closed = closed = succeed(None) if self._free == self._size else Deferred()
         while self._waiting:  # a callback may cancel the next
-            self._waiting.popleft().errback(Unavailable(_STOPPING))
+            self._waiting.popleft().errback(Stopping(_STOPPING))
         await closed
         idle, self._idle = self._idle, []
         await gatherResults([connection.close() for connection in idle])

@@ -114,6 +114,7 @@ _RECORD_LINKED = (
     .values(
         status=FileStatus.STAGED.value,
         error="",
+        problem=None,
         size=bindparam("new_size"),
         # A restaged cart keeps its tar byte for byte, so downloads can resume.
         mtime=func.coalesce(file.c.mtime, bindparam("new_mtime")),

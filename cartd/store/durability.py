@@ -120,6 +120,7 @@ _RESTAGE = (
             else_=CartStatus.STAGING.value,
         ),
         error="",
+        problem=None,
         updated_date=case(
             (_IS_FINISHED, bindparam("date", type_=DateTime)), else_=cart.c.updated_date
         ),

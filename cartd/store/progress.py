@@ -21,7 +21,8 @@ from sqlalchemy import (
     update,
 )
 
-from cartd.model import CartStatus, FileStatus, TarFacts
+from cartd.errors import Problem
+from cartd.model import CartStatus, FileFailure, FileStatus, TarFacts
 from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.durability import (
     AT_POSITIONS,
@@ -46,6 +47,7 @@ _RECORD_STATE = (
         mtime=bindparam("new_mtime"),
         status=case((_STAGED, file.c.status), else_=FileStatus.STAGING.value),
         error="",
+        problem=None,
     )
 )
 _RECORD_STAGED = (
@@ -54,6 +56,7 @@ _RECORD_STAGED = (
     .values(
         status=FileStatus.STAGED.value,
         error="",
+        problem=None,
         hash_value=case((file.c.hash_value == "", bindparam("digest")), else_=file.c.hash_value),
     )
 )
@@ -80,7 +83,11 @@ _RECORD_PACE = (
     .values(pace=bindparam("new_pace"))
 )
 _RECORD_FILE_ERROR = (
-    update(file).where(*_FILE).values(status=FileStatus.ERROR.value, error=bindparam("message"))
+    update(file)
+    .where(*_FILE)
+    .values(
+        status=FileStatus.ERROR.value, error=bindparam("message"), problem=bindparam("new_problem")
+    )
 )
 _TO_RETRY = (
     select(file.c.id)
@@ -91,7 +98,9 @@ _TO_RETRY = (
     .limit(bindparam("count"))
 )
 _RETRY_FILES = (
-    update(file).where(file.c.id.in_(_TO_RETRY)).values(status=FileStatus.WAITING.value, error="")
+    update(file)
+    .where(file.c.id.in_(_TO_RETRY))
+    .values(status=FileStatus.WAITING.value, error="", problem=None)
 )
 _UPDATE_HELD = update(cart).where(
     cart.c.lease_holder == bindparam("holder"), cart.c.deleted_date.is_(None)
@@ -111,6 +120,7 @@ _FINISHED = update(cart).where(cart.c.deleted_date.is_(None), cart.c.status.in_(
 _RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id"), cart.c.evicting.is_(None)).values(
     status=CartStatus.STAGING.value,
     error="",
+    problem=None,
     updated_date=bindparam("date"),
     started_date=None,
     files_failed=0,
@@ -130,7 +140,12 @@ _RECORD_UNRECOVERABLE = _FINISHED.where(
     cart.c.id == bindparam("cart_id"),
     cart.c.status == CartStatus.READY.value,
     cart.c.evicting.is_(None),
-).values(status=CartStatus.ERROR.value, error=bindparam("message"), updated_date=bindparam("date"))
+).values(
+    status=CartStatus.ERROR.value,
+    error=bindparam("message"),
+    problem=Problem.VOLUME_UNAVAILABLE.value,
+    updated_date=bindparam("date"),
+)
 
 
 class Progress:
@@ -186,14 +201,14 @@ class Progress:
                 await record_staged_in(transaction, cart_id, dict(batch))
 
     async def record_file_errors(
-        self, cart_id: int, holder: str, failed: Sequence[tuple[int, str]]
+        self, cart_id: int, holder: str, failed: Sequence[FileFailure]
     ) -> None:
-        """Record files that cannot be fetched, while the cart is staged: (position, reason)."""
+        """Record files that cannot be fetched, while the cart is staged."""
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             await require_lease(transaction, cart_id, holder)
-            for position, message in failed:
-                await _record_file_error(transaction, cart_id, position, message)
+            for one in failed:
+                await _record_file_error(transaction, cart_id, one)
             await transaction.execute(_COUNT_FAILED, {"of_cart": cart_id})
 
     async def record_paces(self, holder: str, paces: Mapping[int, str | None]) -> None:
@@ -220,6 +235,7 @@ class Progress:
         position: int | None,
         file_error: str,
         now: float,
+        problem: Problem | None = None,
         volume_bytes: int | None = None,
         rest_unknown: bool = False,
     ) -> None:
@@ -232,9 +248,10 @@ class Progress:
             await lock_writers(transaction)
             await require_lease(transaction, cart_id, holder)
             if position is not None:
-                await _record_file_error(transaction, cart_id, position, file_error)
+                failed = FileFailure(position, file_error, problem)
+                await _record_file_error(transaction, cart_id, failed)
             await transaction.execute(_COUNT_FAILED, {"of_cart": cart_id})
-            values = _end(CartStatus.ERROR, message, now)
+            values = _end(CartStatus.ERROR, message, now, problem)
             taken: ColumnElement[int] = cart.c.bytes_staged
             if volume_bytes is not None:
                 taken = literal(volume_bytes)
@@ -401,10 +418,13 @@ class Progress:
                 await _record_states(transaction, cart_id, sizes)
 
 
-def _end(status: CartStatus, error: str, now: float) -> dict[str, Any]:
+def _end(
+    status: CartStatus, error: str, now: float, problem: Problem | None = None
+) -> dict[str, Any]:
     return {
         "status": status.value,
         "error": error,
+        "problem": problem,
         "updated_date": date_of(now),
         "lease_holder": None,
         "lease_until": None,
@@ -467,10 +487,14 @@ async def record_staged_in(
     await count(transaction, cart_id, files=len(new), size=sum(row.size or 0 for row in new))
 
 
-async def _record_file_error(
-    transaction: Transaction, cart_id: int, position: int, message: str
-) -> None:
-    await invalidate(transaction, cart_id, [position])
+async def _record_file_error(transaction: Transaction, cart_id: int, failed: FileFailure) -> None:
+    await invalidate(transaction, cart_id, [failed.position])
     await transaction.execute(
-        _RECORD_FILE_ERROR, {"in_cart": cart_id, "at": position, "message": message}
+        _RECORD_FILE_ERROR,
+        {
+            "in_cart": cart_id,
+            "at": failed.position,
+            "message": failed.error,
+            "new_problem": failed.problem,
+        },
     )

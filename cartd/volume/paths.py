@@ -8,7 +8,7 @@ import secrets
 from itertools import count
 from pathlib import Path
 
-from cartd.errors import InvalidInput
+from cartd.errors import InvalidUid
 from cartd.model import Cart
 
 CART_ID = re.compile("[1-9][0-9]{0,17}")
@@ -58,14 +58,14 @@ class VolumePaths:
         return self.cart(cart.id) / check_component(cart.uid)
 
     def check_uid(self, cart: Cart) -> None:
-        """Raise :class:`InvalidInput` if the cart's uid cannot be the name of a directory.
+        """Raise :class:`InvalidUid` if the cart's uid cannot be the name of a directory.
 
         Pacifica Cartd accepted such uids, but could not stage these carts either.
         """
         try:
             self.tree(cart)
         except ValueError:
-            raise InvalidInput("uid: cannot be the name of a directory") from None
+            raise InvalidUid("uid: cannot be the name of a directory") from None
 
     def tar(self, cart: Cart) -> Path:
         """``ROOT/ID/UID.tar``; raises ``ValueError`` if that name would exceed 255 bytes."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from cartd.errors import LeaseLost
+from cartd.errors import LeaseLost, Problem
 from cartd.manifest import Entry
-from cartd.model import Cart, CartStatus, FileStatus, TarFacts
+from cartd.model import Cart, CartStatus, FileFailure, FileStatus, TarFacts
 from cartd.store import Store, durability, progress
 from cartd.store.database import Transaction
 from cartd.store.tables import BATCH
@@ -244,29 +244,42 @@ class TestProgress:
         await store.progress.reserve(cart.id, "me", bytes_total=100, volume_bytes=100)
         await store.progress.record_staged(cart.id, "me", [(0, SHA1)], now=11)
         await store.progress.record_error(
-            cart.id, "me", "cart's", position=1, file_error="file's", now=12
+            cart.id,
+            "me",
+            "cart's",
+            position=1,
+            file_error="file's",
+            now=12,
+            problem=Problem.HASH_MISMATCH,
         )
         now = await found(store, cart)
         assert (now.status, now.error, now.updated) == (CartStatus.ERROR, "cart's", 12)
         assert (now.volume_bytes, now.bytes_staged) == (30, 30)
         failed = (await store.carts.files(cart.id))[1]
         assert (failed.status, failed.error) == (FileStatus.ERROR, "file's")
+        assert now.problem == failed.problem == "hash-mismatch"
         assert set(await store.leases.holders()) == set()
 
     @pytest_twisted.ensureDeferred
     async def test_files_may_fail_while_the_others_are_staged(self, store: Store) -> None:
         cart = await claimed(store, files=3)
-        await store.progress.record_file_errors(cart.id, "me", [(0, "gone"), (2, "wrong")])
+        await store.progress.record_file_errors(
+            cart.id,
+            "me",
+            [FileFailure(0, "gone", Problem.FILE_NOT_IN_ARCHIVE), FileFailure(2, "wrong")],
+        )
         files = await store.carts.files(cart.id)
         assert [file.error for file in files] == ["gone", "", "wrong"]
+        assert [file.problem for file in files] == ["file-not-in-archive", None, None]
         assert (files[0].status, files[1].status) == (FileStatus.ERROR, FileStatus.WAITING)
         assert (await found(store, cart)).status is CartStatus.STAGING
         await store.progress.record_error(cart.id, "me", "x", position=None, file_error="", now=12)
         assert [file.error for file in await store.carts.files(cart.id)] == ["gone", "", "wrong"]
         assert await store.progress.restage(cart.id, lost=None, now=13)
-        assert [file.error for file in await store.carts.files(cart.id)] == ["", "", ""]
+        again = await store.carts.files(cart.id)
+        assert [(file.error, file.problem) for file in again] == [("", None)] * 3
         with pytest.raises(LeaseLost):
-            await store.progress.record_file_errors(cart.id, "you", [(0, "gone")])
+            await store.progress.record_file_errors(cart.id, "you", [FileFailure(0, "gone")])
 
     @pytest_twisted.ensureDeferred
     async def test_an_error_may_have_no_file(self, store: Store) -> None:
@@ -419,7 +432,9 @@ class TestRestaging:
         cart = await claimed(store, files=9)
         await store.progress.record_states(cart.id, "me", [(n, 10, 0) for n in range(9)])
         await store.progress.record_staged(cart.id, "me", [(n, SHA1) for n in range(7)], now=11)
-        await store.progress.record_file_errors(cart.id, "me", [(7, "gone"), (8, "wrong")])
+        await store.progress.record_file_errors(
+            cart.id, "me", [FileFailure(7, "gone"), FileFailure(8, "wrong")]
+        )
         lost.clear()
         await store.progress.invalidate_files(cart.id, "me", [0, 1, 2])
         assert list(lost.values()) == [[2], [1]]

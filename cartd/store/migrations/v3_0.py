@@ -84,6 +84,7 @@ def _widen_ids() -> None:
 
 def _add_columns() -> None:
     zero = sa.text("0")
+    op.add_column("cart", sa.Column("problem", sa.Text))
     op.add_column("cart", sa.Column("used_date", sa.DateTime))
     op.add_column("cart", sa.Column("fingerprint", sa.String(64)))
     op.add_column("cart", sa.Column("files_total", sa.Integer, nullable=False, server_default=zero))
@@ -132,6 +133,7 @@ def _add_columns() -> None:
     op.add_column("cart", sa.Column("version", sa.Integer, nullable=False, server_default=zero))
     op.add_column("cart", sa.Column("lease_holder", sa.Text))
     op.add_column("cart", sa.Column("lease_until", sa.Double))
+    op.add_column("file", sa.Column("problem", sa.Text))
     op.add_column("file", sa.Column("position", sa.Integer))
     op.add_column("file", sa.Column("size", sa.BigInteger))
     op.add_column("file", sa.Column("mtime", sa.BigInteger))
