@@ -30,6 +30,14 @@ from cartd.integrity.scrub import CartVerifier
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.staging import StagingContext
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
+from cartd.status.health import (
+    ArchiveCheck,
+    DatabaseCheck,
+    Health,
+    RecoveryCheck,
+    SpaceCheck,
+    VolumeCheck,
+)
 from cartd.store import Store
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
@@ -143,6 +151,20 @@ class Components:
             reactor,
             now,
         )
+        volume_check = VolumeCheck(
+            lambda: self.volume.disk_usage(DedicatedThread(reactor)), reactor
+        )
+        self.health = Health(
+            [
+                RecoveryCheck(lambda: self.recovery.recovered),
+                DatabaseCheck(lambda: self.store.outage),
+                ArchiveCheck(lambda: self._outage_status.cause),
+                SpaceCheck(lambda: volume_check.usage, config.volume_reserve),
+            ],
+            volume_check,
+            reactor,
+            now,
+        )
         self._concurrency_limit = AdaptiveLimit(config.archive_max_connections, reactor.seconds)
         self.archive_tls = TlsPolicy(
             ca_file=config.archive_ca_file,
@@ -233,6 +255,7 @@ class Components:
         return hanging
 
     async def _close(self) -> None:
+        await self._with_timeout(Deferred.fromCoroutine(self.health.stop()))
         await self._with_timeout(Deferred.fromCoroutine(self.downloads.stop()))
         await self._with_timeout(Deferred.fromCoroutine(self.removal.stop()))
         await self._with_timeout(Deferred.fromCoroutine(self._outage_status.stop()))

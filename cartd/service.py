@@ -34,6 +34,7 @@ from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.api import Api
+from cartd.http.monitoring import Monitoring
 from cartd.http.paths import REQUEST_RULES, Routes
 from cartd.http.request_limits import Limits
 from cartd.http.routes import Rest
@@ -113,7 +114,7 @@ class Cartd(Service):
             recovered=components.recovery.wait_until_recovered,
         )
         self._site = LimitedSite(
-            Routes(rest, api),
+            Routes(rest, api, Monitoring(components.health)),
             REQUEST_RULES,
             reactor,
             _limits(config),
@@ -201,6 +202,7 @@ class Cartd(Service):
             self._components.start(resume=True)
         except OSError as error:
             _exit_with(f"volume_path: it cannot be used: {error}")
+        self._components.health.start()
         for work in self._periodic_jobs:
             work.start()
 
@@ -225,6 +227,7 @@ class Cartd(Service):
 
     async def _end_work(self) -> None:
         self._submissions.close()
+        self._components.health.begin_stop()
         self._components.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)

@@ -67,6 +67,11 @@ class OutageStatus:
         self._pending: _Update | None = None
         self._writing: Deferred[None] | None = None
 
+    @property
+    def cause(self) -> str | None:
+        """The cause of the present outage; None if there is none, or if no cart waits."""
+        return self._cause
+
     def resume_cart(self, cart: Cart) -> None:
         """Begin to stage a cart, which may have waited before, in another process."""
         if cart.waits_since is not None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from klein import Klein
-from twisted.web.resource import IResource, Resource
+from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from cartd.http.api import Api
+from cartd.http.monitoring import HEALTHY_PATH, READY_PATH, Monitoring
 from cartd.http.request_limits import RequestRules, route_path
 from cartd.http.routes import PUBLIC_PATHS, Rest
 from cartd.model import check_uid
@@ -19,16 +20,21 @@ from cartd.model import check_uid
 class Routes(Resource):
     """Passes requests below ``/-/`` to the first application that has their path."""
 
-    def __init__(self, rest: Rest, api: Api) -> None:
+    def __init__(self, rest: Rest, api: Api, monitoring: Monitoring) -> None:
         super().__init__()
         self.isLeaf = True
         self._rest = rest.app.resource()
-        self._api = api.app.resource()
+        self._others = [
+            (_API_PATHS, api.app.resource()),
+            (_MONITORING_PATHS, monitoring.app.resource()),
+        ]
 
     def render(self, request: Request) -> Any:
         path = route_path(request.postpath or ())
-        chosen: IResource = self._api if _find(_API_PATHS, path) else self._rest
-        return chosen.render(request)
+        for paths, resource in self._others:
+            if _find(paths, path):
+                return resource.render(request)
+        return self._rest.render(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class PathRules:
 
 
 _Paths = dict[tuple[str, ...], PathRules]
+_PUBLIC = PUBLIC_PATHS | {HEALTHY_PATH, READY_PATH}
 _UNKNOWN = PathRules((), public=False)
 
 
@@ -50,7 +57,7 @@ def _read_routes(app: Klein) -> _Paths:
         methods.setdefault(rule.rule, set()).update(rule.methods or ())
     return {
         tuple(name for name in path.split("/") if name): PathRules(
-            tuple(sorted(found)), public=path in PUBLIC_PATHS
+            tuple(sorted(found)), public=path in _PUBLIC
         )
         for path, found in methods.items()
     }
@@ -69,8 +76,9 @@ def _find(paths: _Paths, path: Sequence[str]) -> PathRules | None:
     return None
 
 
-APPS = (Rest.app, Api.app)
+APPS = (Rest.app, Api.app, Monitoring.app)
 _API_PATHS = _read_routes(Api.app)
+_MONITORING_PATHS = _read_routes(Monitoring.app)
 _PATHS = {path: rules for app in APPS for path, rules in _read_routes(app).items()}
 ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
 

@@ -112,8 +112,10 @@ class ValidatedRequest(BaseRequest):
     content: Any
     authenticated_user: User | None = None
     """The user; None without authentication."""
+    access_logged = True
+    """Whether its response gets a line in the access log; the route may change it."""
     logged = False
-    """Whether it has its line in the access log."""
+    """Whether it has that line, or needs none any more."""
     head_validated = False
     """Whether its head has been validated already, as with a request that has a body."""
     _rejected = False

@@ -197,7 +197,7 @@ def _check_method(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
         return _options_response(head, rules, rules.all_methods)
     path = route_path(head.segments)
     methods = rules.methods(path)
-    if head.method == OPTIONS:
+    if head.method == OPTIONS and "OPTIONS" not in methods:
         return _options_response(head, rules, methods)
     if not methods:
         return EarlyResponse(404, "Not Found")

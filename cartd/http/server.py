@@ -133,6 +133,8 @@ class LimitedSite(Site, RequestSite):
     def log(self, request: Any) -> None:
         """Log a request whose response has ended."""
         request.logged = True
+        if not request.access_logged:
+            return
         self._access_log.log_request(
             request.getClientAddress(),
             "-" if request.authenticated_user is None else request.authenticated_user.name,

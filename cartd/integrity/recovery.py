@@ -149,6 +149,11 @@ class Recovery:
         for done in waiting:
             done.callback(None)
 
+    @property
+    def recovered(self) -> bool:
+        """Whether the first recovery has found the carts that must be verified."""
+        return self._recovered
+
     async def wait_until_recovered(self) -> None:
         """Wait until the first recovery has found the carts that must be verified.
 

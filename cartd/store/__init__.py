@@ -70,6 +70,11 @@ class Store:
         self.dedup = Dedup(self._database)
         self.statuses = Statuses(self._database)
 
+    @property
+    def outage(self) -> str | None:
+        """Why the database is unavailable, for administrators; None if it is available."""
+        return self._database.outage
+
     async def close(self) -> None:
         """Wait for running queries, close all connections and end their threads."""
         await self._database.close()

@@ -196,6 +196,11 @@ class Database:
             raise
         self._writer.release(connection)
 
+    @property
+    def outage(self) -> str | None:
+        """Why the last read or the last write failed; None if neither did."""
+        return self._outage.reason
+
     async def close(self) -> None:
         """Wait for running calls, close all connections and end their threads."""
         await self._readers.close()
@@ -309,6 +314,11 @@ class OutageLog:
             self._failed(kind, error)
             raise
         self._worked(kind)
+
+    @property
+    def reason(self) -> str | None:
+        """The cause of the present outage; None if there is none."""
+        return self._reason if self._failing else None
 
     def _failed(self, kind: str, error: DatabaseUnavailable) -> None:
         is_new = not self._failing

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,16 @@ from cartd.volume.remove import CartRemover, DiskThreads, OrphanDirectories, evi
 from cartd.volume.rooted_fs import MkdirFSCache
 from cartd.volume.verify import FileFacts, FileVerifier
 
-__all__ = ["FileFacts", "Volume"]
+__all__ = ["DiskUsage", "FileFacts", "Volume"]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """Bytes of the volume's file system."""
+
+    total: int
+    free: int
+    """Free for this process."""
 
 
 class Volume:
@@ -94,9 +104,14 @@ class Volume:
 
     async def free_space(self) -> int:
         """Return the bytes of the disk that are free for this process."""
+        return (await self.disk_usage(self._threads)).free
 
-        def probe() -> int:
+    async def disk_usage(self, threads: ThreadRunner) -> DiskUsage:
+        """Return the size and the free bytes of the disk, in a thread of ``threads``."""
+
+        def probe() -> DiskUsage:
             self._identity.check()
-            return shutil.disk_usage(self.paths.root).free
+            usage = shutil.disk_usage(self.paths.root)
+            return DiskUsage(usage.total, usage.free)
 
-        return await self._threads.run(probe)
+        return await threads.run(probe)

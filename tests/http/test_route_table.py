@@ -15,7 +15,7 @@ from cartd.http.paths import PathRules, allowed_methods, is_public
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
 PATHS = [
     "", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w",
-    "-/carts/u", "-/carts/u/x", "x/carts/u",
+    "-/carts/u", "-/carts/u/x", "x/carts/u", "-/healthy", "-/ready", "-/health", "-/ready/x",
 ]  # fmt: skip
 
 
@@ -37,10 +37,14 @@ def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "is_open"),
     [("GET", [], True), ("HEAD", [], True), ("GET", ["-", "openapi.json"], True),
+     ("GET", ["-", "ready"], True), ("OPTIONS", ["-", "healthy"], True),
+     ("GET", ["-", "health"], False), ("POST", ["-", "ready"], False),
      ("POST", [], False), ("GET", ["u"], False), ("HEAD", ["u"], False),
      ("GET", ["u", "v"], False), ("GET", ["-"], False)],
 )  # fmt: skip
-def test_only_root_and_openapi_are_public(method: str, path: list[str], is_open: bool) -> None:
+def test_only_root_openapi_and_probes_are_public(
+    method: str, path: list[str], is_open: bool
+) -> None:
     assert is_public(method.encode(), path) is is_open
 
 
@@ -60,4 +64,6 @@ def test_every_public_path_is_listed() -> None:
     assert {path for path, rules in paths._PATHS.items() if rules.public} == {
         (),
         ("-", "openapi.json"),
+        ("-", "healthy"),
+        ("-", "ready"),
     }
