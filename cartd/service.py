@@ -34,6 +34,7 @@ from cartd.deferreds.tasks import Periodic, with_timeout
 from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.api import Api
+from cartd.http.carts import CartsApi
 from cartd.http.monitoring import Monitoring
 from cartd.http.paths import REQUEST_RULES, Routes
 from cartd.http.request_limits import Limits
@@ -47,6 +48,7 @@ from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use
 from cartd.sending.sendfile import DownloadSender
 from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.status.documents import StatusDocuments
+from cartd.status.listing import FileLists
 from cartd.store import (
     SchemaCondition,
     connection_limit_warning,
@@ -113,8 +115,13 @@ class Cartd(Service):
             StatusDocuments(components.store, components.now),
             recovered=components.recovery.wait_until_recovered,
         )
+        carts_api = CartsApi(
+            self._submissions,
+            FileLists(components.store),
+            recovered=components.recovery.wait_until_recovered,
+        )
         self._site = LimitedSite(
-            Routes(rest, api, Monitoring(components.health)),
+            Routes(rest, api, carts_api, Monitoring(components.health)),
             REQUEST_RULES,
             reactor,
             _limits(config),

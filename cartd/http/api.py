@@ -45,10 +45,15 @@ class Api:
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
         """Return the error response for any exception of a route."""
-        error = failure.value
-        if isinstance(error, CartdError):
-            return prepare_error(request, error.code, str(error), error.limit)
-        if isinstance(error, HTTPException):
-            return prepare_error(request, 404, "Not Found")
-        log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
-        return prepare_error(request, 500, INTERNAL_ERROR)
+        return failure_response(request, failure)
+
+
+def failure_response(request: Any, failure: Failure) -> bytes:
+    """Return the error response for an exception of a route."""
+    error = failure.value
+    if isinstance(error, CartdError):
+        return prepare_error(request, error.code, str(error), error.limit)
+    if isinstance(error, HTTPException):
+        return prepare_error(request, 404, "Not Found")
+    log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+    return prepare_error(request, 500, INTERNAL_ERROR)

@@ -11,6 +11,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from cartd.http.api import Api
+from cartd.http.carts import CartsApi
 from cartd.http.monitoring import HEALTHY_PATH, READY_PATH, Monitoring
 from cartd.http.request_limits import RequestRules, route_path
 from cartd.http.routes import PUBLIC_PATHS, Rest
@@ -20,14 +21,11 @@ from cartd.model import check_uid
 class Routes(Resource):
     """Passes requests below ``/-/`` to the first application that has their path."""
 
-    def __init__(self, rest: Rest, api: Api, monitoring: Monitoring) -> None:
+    def __init__(self, rest: Rest, *others: Api | CartsApi | Monitoring) -> None:
         super().__init__()
         self.isLeaf = True
         self._rest = rest.app.resource()
-        self._others = [
-            (_API_PATHS, api.app.resource()),
-            (_MONITORING_PATHS, monitoring.app.resource()),
-        ]
+        self._others = [(_read_routes(other.app), other.app.resource()) for other in others]
 
     def render(self, request: Request) -> Any:
         path = route_path(request.postpath or ())
@@ -76,9 +74,7 @@ def _find(paths: _Paths, path: Sequence[str]) -> PathRules | None:
     return None
 
 
-APPS = (Rest.app, Api.app, Monitoring.app)
-_API_PATHS = _read_routes(Api.app)
-_MONITORING_PATHS = _read_routes(Monitoring.app)
+APPS = (Rest.app, Api.app, CartsApi.app, Monitoring.app)
 _PATHS = {path: rules for app in APPS for path, rules in _read_routes(app).items()}
 ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
 

@@ -221,7 +221,7 @@ class Rest:
             log.debug(
                 "Client disconnected while cart {uid} was sent", uid=download.cart.display_uid
             )
-            await _abort(request)
+            await abort(request)
         except VolumeDamaged as error:
             unreadable = error.path if isinstance(error, FileUnreadable) else None
             reported = self._downloads.restage(download.cart, unreadable)
@@ -230,7 +230,7 @@ class Rest:
                 result = await reported
                 await self._downloads.check_ready(download.cart)
                 raise result from error
-            await _abort(request)
+            await abort(request)
         except DiskUnavailable as error:
             if not request.startedWriting:
                 raise
@@ -239,12 +239,12 @@ class Rest:
                 uid=download.cart.display_uid,
                 error=error,
             )
-            await _abort(request)
+            await abort(request)
         except Exception:
             if not request.startedWriting:
                 raise
             log.failure("Sending cart {uid} failed", uid=download.cart.display_uid)
-            await _abort(request)
+            await abort(request)
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
@@ -276,7 +276,7 @@ def _log_damage(result: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdE
     return result
 
 
-async def _abort(request: Request) -> None:
+async def abort(request: Request) -> None:
     """Abort the connection and wait until it is closed, so that the response stays incomplete."""
     channel: Any = request.channel
     if channel is None:

@@ -31,7 +31,7 @@ DOCUMENT: dict[str, Any] = json.loads(OPENAPI)
 COMPONENTS = DOCUMENT["components"]
 ENTRY = COMPONENTS["schemas"]["Entry"]["properties"]
 HASH_TYPES: list[str] = ENTRY["hashtype"]["enum"]
-METHODS = ("get", "head", "post", "delete")
+METHODS = ("get", "head", "post", "put", "delete")
 OPERATIONS = [
     (f"{method.upper()} {path}", item[method])
     for path, item in DOCUMENT["paths"].items()

@@ -53,6 +53,10 @@ def answers_to(start: str) -> list[str]:
     return found[1].splitlines()
 
 
+LIST = 'curl "http://127.0.0.1:8081/-/carts/my-cart/files'
+LINES = "curl -H 'Accept: application/x-ndjson'"
+
+
 def test_documented_commands_download_a_cart(site: CartSite, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(site.manifest(FILES))
     post, head, delete = "curl -X POST --upload-file", "curl -I -X HEAD", "curl -X DELETE"
@@ -63,6 +67,10 @@ def test_documented_commands_download_a_cart(site: CartSite, tmp_path: Path) -> 
     names = {line.partition(":")[0] for line in answers_to(head)[1:]}
     assert {line.partition(":")[0] for line in printed[1:] if line} == names
     assert "X-Pacifica-Status: ready" in printed
+    listed, *_ = answers_to(LIST)
+    assert json.loads(shell(site, documented(LIST), tmp_path)).keys() == json.loads(listed).keys()
+    lines = shell(site, documented(LINES), tmp_path).splitlines()
+    assert [json.loads(line)["position"] for line in lines] == [1]
     shell(site, documented("curl -O -J"), tmp_path)
     assert shell(site, documented("tar tvf"), tmp_path).count("\n") == 4
     shell(site, "tar xf my-data.tar", tmp_path)

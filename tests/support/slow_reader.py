@@ -19,14 +19,14 @@ By default (``tcp_wmem``), Linux buffers 4 MiB for sending.
 class SlowReader:
     """Its receive buffer is small, so that the service cannot send everything at once."""
 
-    def __init__(self, cartd: RunningCartd, path: str) -> None:
+    def __init__(self, cartd: RunningCartd, path: str, **headers: str) -> None:
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         self._socket.settimeout(DEADLINE)
         self._socket.connect(("127.0.0.1", cartd.port))
-        self._socket.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
-        )
+        fields = {"Host": "localhost", "Connection": "close", **headers}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self._socket.sendall(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
         self._answer = HTTPResponse(self._socket)
         self._answer.begin()
         self.status = self._answer.status
