@@ -47,7 +47,7 @@ from cartd.options import Options, read_config
 from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use_monotonic_clock
 from cartd.sending.sendfile import DownloadSender
 from cartd.staging.stager import STOP_STEP_TIMEOUT
-from cartd.status.documents import StatusDocuments
+from cartd.status.documents import DocumentRules, StatusDocuments
 from cartd.status.listing import FileLists
 from cartd.store import (
     SchemaCondition,
@@ -111,8 +111,14 @@ class Cartd(Service):
             send=senders.send,
             recovered=components.recovery.wait_until_recovered,
         )
+        self._documents = StatusDocuments(
+            components.store,
+            components.now,
+            reactor.seconds,
+            DocumentRules(config.public_url, config.lru_buffer_time, config.lru_purge),
+        )
         api = Api(
-            StatusDocuments(components.store, components.now),
+            self._documents,
             recovered=components.recovery.wait_until_recovered,
         )
         carts_api = CartsApi(

@@ -306,16 +306,13 @@ class Downloads:
         """
         cart = await self._with_tar_facts(cart)
         name = name or default_filename(cart.created)
-        tar = cart.tar
-        if tar is None:
-            # A tar that Pacifica wrote: no more is known.  If it is lost, cartd writes it anew and
-            # records its facts.
-            length = cart.volume_bytes
-            key = f"Pacifica/{cart.id}/{cart.updated}/{length}"
-            return TarDescription(
-                name, length, f'"{sha256(key.encode()).hexdigest()}"', cart.updated
-            )
-        return _tar_description(tar, name, _top_of(cart, name))
+        if (known := recorded_description(cart, name)) is not None:
+            return known
+        # A tar that Pacifica wrote: no more is known.  If it is lost, cartd writes it anew and
+        # records its facts.
+        length = cart.volume_bytes
+        key = f"Pacifica/{cart.id}/{cart.updated}/{length}"
+        return TarDescription(name, length, f'"{sha256(key.encode()).hexdigest()}"', cart.updated)
 
     async def _with_tar_facts(self, cart: Cart) -> Cart:
         """Return the cart with the facts of its tar, unless Pacifica wrote the tar."""
@@ -411,6 +408,17 @@ class Downloads:
 def _restaging_error(cart: Cart) -> NotReady:
     """Return the response to a client that found ``cart`` damaged, or changed."""
     return NotReady(replace(cart, status=CartStatus.STAGING))
+
+
+def recorded_description(cart: Cart, name: str | None = None) -> TarDescription | None:
+    """Describe the tar of a ready cart from its row alone; None if that does not suffice.
+
+    It is called ``name``, or by default after the cart's posting.
+    """
+    name = name or default_filename(cart.created)
+    if cart.tar is None or not (cart.bundle or cart.tar.layout == LAYOUT_VERSION):
+        return None
+    return _tar_description(cart.tar, name, _top_of(cart, name))
 
 
 @lru_cache(maxsize=1024)

@@ -187,8 +187,17 @@ def _words(value: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[\s,]+", value) if word.lower() not in ("", "none"))
 
 
+def public_url(value: str) -> str | None:
+    """Parse the service's own URL and end it with ``/``, or ``none`` for none."""
+    return None if value.lower() == "none" else _base_url(value, "but paths are appended to it")
+
+
 def archive_url(value: str) -> str:
     """Parse the archive's URL and end it with ``/``, so that ids can be appended."""
+    return _base_url(value, "but ids are appended to it")
+
+
+def _base_url(value: str, purpose: str) -> str:
     if re.search(r"[\s\x00-\x1f\x7f]", value):
         raise ValueError("contains white space or a control character")
     parts = _split(value)
@@ -197,7 +206,7 @@ def archive_url(value: str) -> str:
     if parts.username is not None:
         raise ValueError("contains a user or a password, which cartd does not send")
     if "?" in value or "#" in value:
-        raise ValueError(f"{value!r} has a query or a fragment, but ids are appended to it")
+        raise ValueError(f"{value!r} has a query or a fragment, {purpose}")
     value = parts.scheme + value[len(parts.scheme) :]
     return value if value.endswith("/") else value + "/"
 

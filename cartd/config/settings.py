@@ -104,6 +104,17 @@ class Config:
         short="e",
     )
     """Replace port and address, unless empty."""
+    public_url: str | None = setting(
+        "server",
+        default="none",
+        parse=parsers.public_url,
+        unit="URL",
+        description=(
+            "URL at which clients reach the service, such as https://carts.example.org/; the URLs"
+            " in responses begin with it. none: they are paths."
+        ),
+        environment="CARTD_PUBLIC_URL",
+    )
     allowed_hosts: tuple[str, ...] = setting(
         "server",
         default="none",

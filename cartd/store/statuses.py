@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from msgspec.json import Decoder, encode
-from sqlalchemy import bindparam, literal_column, select, update
+from sqlalchemy import bindparam, func, literal_column, select, update
 
 from cartd.model import Cart, CartDetails, CartFile, FileStatus
 from cartd.store.database import Database
@@ -61,6 +61,7 @@ _REMAINING = select(
     cart.c.owner,
     (cart.c.files_total - cart.c.files_staged - cart.c.files_failed).label("files"),
     (cart.c.bytes_total - cart.c.bytes_staged).label("size"),
+    func.coalesce(cart.c.tape_files, 0).label("on_tape"),
 ).where(cart.c.deleted_date.is_(None), cart.c.status.in_(UNFINISHED))
 _SET_LABELS = (
     update(cart)
@@ -79,6 +80,8 @@ class Remaining:
     files: int
     size: int | None
     """Bytes; none until all sizes are known."""
+    on_tape: int
+    """How many of these files were on tape when last recorded."""
 
 
 class Statuses:

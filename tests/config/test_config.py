@@ -65,6 +65,7 @@ def test_without_any_configuration_there_are_defaults() -> None:
         port=8081,
         address="127.0.0.1",
         endpoints=(),
+        public_url=None,
         allowed_hosts=(),
         allowed_origins=(),
         shutdown_grace=30.0,
@@ -133,6 +134,7 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "port": ("1", 1, "2", 2),
     "address": ("::1", "::1", "0.0.0.0", "0.0.0.0"),
     "endpoints": ("tcp:1", ("tcp:1",), "unix:/a", ("unix:/a",)),
+    "public_url": ("http://a", "http://a/", "HTTPS://b:1/c/", "https://b:1/c/"),
     "allowed_hosts": ("a.example", ("a.example",), "B, *  c-d", ("b", "*", "c-d")),
     "allowed_origins": (
         *("https://a.example", ("https://a.example",)),
@@ -419,6 +421,7 @@ BAD: dict[str, list[str]] = {
     "port": ["", "x", "-1", "65536", "80.0", "\u0661"],
     "address": [""],
     "endpoints": ["8081", "udp:53", "tcp", "stdio:", "tcp:1\0"],
+    "public_url": ["", "a.example", "ftp://a", "https://u:p@a", "http://a?b", "http://a b"],
     "allowed_hosts": ["a.example:80", "http://a", "a/b", "-a", "[::1]", "*.a"],
     "allowed_origins": [
         "*",
