@@ -17,7 +17,18 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[*find_packages(include=["cartd", "cartd.*"]), "twisted.plugins"],
-    package_data={"cartd": ["py.typed"], "cartd.http": ["openapi.json"]},
+    package_data={
+        "cartd": ["py.typed"],
+        "cartd.http": ["openapi.json"],
+        "cartd.page": [
+            "static/favicon.svg",
+            "static/logo.svg",
+            "static/page.js",
+            "static/pico-license.txt",
+            "static/pico.css",
+            "static/style.css",
+        ],
+    },
     install_requires=[
         "alchimia>=0.8.1,<0.9",
         "alembic>=1.16,<2",

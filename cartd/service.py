@@ -36,6 +36,7 @@ from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.api import Api
 from cartd.http.carts import CartsApi
 from cartd.http.monitoring import Monitoring
+from cartd.http.pages import Pages
 from cartd.http.paths import REQUEST_RULES, Routes
 from cartd.http.request_limits import Limits
 from cartd.http.routes import Rest
@@ -117,17 +118,24 @@ class Cartd(Service):
             reactor.seconds,
             DocumentRules(config.public_url, config.lru_buffer_time, config.lru_purge),
         )
-        api = Api(
-            self._documents,
-            recovered=components.recovery.wait_until_recovered,
-        )
+        api = Api(self._documents, recovered=components.recovery.wait_until_recovered)
         carts_api = CartsApi(
             self._submissions,
             FileLists(components.store),
             recovered=components.recovery.wait_until_recovered,
         )
+        pages = Pages(
+            components.store,
+            self._documents,
+            self._submissions,
+            download=rest.app.resource(),
+            auth=authenticator is not None,
+            public_url=config.public_url,
+            recovered=components.recovery.wait_until_recovered,
+            now=components.now,
+        )
         self._site = LimitedSite(
-            Routes(rest, api, carts_api, Monitoring(components.health)),
+            Routes(rest, api, carts_api, Monitoring(components.health), pages=pages),
             REQUEST_RULES,
             reactor,
             _limits(config),

@@ -4,35 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from klein import Klein
-from twisted.web.resource import Resource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
 from cartd.http.api import Api
 from cartd.http.carts import CartsApi
 from cartd.http.monitoring import HEALTHY_PATH, READY_PATH, Monitoring
+from cartd.http.pages import ASSET_PATH, Pages, prefers_html
 from cartd.http.request_limits import RequestRules, route_path
 from cartd.http.routes import PUBLIC_PATHS, Rest
 from cartd.model import check_uid
 
 
-class Routes(Resource):
-    """Passes requests below ``/-/`` to the first application that has their path."""
+class Application(Protocol):
+    """What has routes."""
 
-    def __init__(self, rest: Rest, *others: Api | CartsApi | Monitoring) -> None:
+    app: Klein
+
+
+class Routes(Resource):
+    """Passes requests below ``/-/`` to the first application that has their path.
+
+    Browsers get the pages at the paths that have one.
+    """
+
+    def __init__(self, rest: Rest, *others: Application, pages: Pages) -> None:
         super().__init__()
         self.isLeaf = True
         self._rest = rest.app.resource()
-        self._others = [(_read_routes(other.app), other.app.resource()) for other in others]
+        self._others = [
+            (_read_routes(other.app), other.app.resource()) for other in (*others, pages)
+        ]
+        self._pages = pages.variants.resource()
 
     def render(self, request: Request) -> Any:
         path = route_path(request.postpath or ())
-        for paths, resource in self._others:
-            if _find(paths, path):
-                return resource.render(request)
-        return self._rest.render(request)
+        chosen: IResource = next(
+            (resource for paths, resource in self._others if _find(paths, path)), self._rest
+        )
+        if _find(_PAGE_PATHS, path):
+            if len(path) != 1:  # the four requests of Pacifica Cartd stay as they are
+                request.responseHeaders.addRawHeader(b"Vary", b"Accept")
+            if prefers_html(request):
+                chosen = self._pages
+        return chosen.render(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +62,7 @@ class PathRules:
 
 
 _Paths = dict[tuple[str, ...], PathRules]
-_PUBLIC = PUBLIC_PATHS | {HEALTHY_PATH, READY_PATH}
+_PUBLIC = PUBLIC_PATHS | {HEALTHY_PATH, READY_PATH, ASSET_PATH}
 _UNKNOWN = PathRules((), public=False)
 
 
@@ -75,7 +93,9 @@ def _find(paths: _Paths, path: Sequence[str]) -> PathRules | None:
 
 
 APPS = (Rest.app, Api.app, CartsApi.app, Monitoring.app)
-_PATHS = {path: rules for app in APPS for path, rules in _read_routes(app).items()}
+"""The API."""
+_PAGE_PATHS = _read_routes(Pages.variants)
+_PATHS = {path: rules for app in (*APPS, Pages.app) for path, rules in _read_routes(app).items()}
 ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
 
 

@@ -114,6 +114,8 @@ class ValidatedRequest(BaseRequest):
     """The user; None without authentication."""
     access_logged = True
     """Whether its response gets a line in the access log; the route may change it."""
+    sent_host = b"localhost"
+    """The Host that the client sent."""
     logged = False
     """Whether it has that line, or needs none any more."""
     head_validated = False
@@ -307,7 +309,12 @@ class RequestNormalizer(Resource):
             if early is not None:
                 return _respond(request, early)
         request.postpath = head.segments
-        # Klein fails on some values of Host, which no route uses.
+        # Klein fails on some values of Host.
+        host = origins.request_host(
+            request.uri, request.clientproto, request.requestHeaders.getRawHeaders(b"host", [])
+        )
+        if host is not None and isinstance(request, ValidatedRequest):
+            request.sent_host = host
         request.requestHeaders.setRawHeaders(b"Host", [b"localhost"])
         return self._routes.render(request)
 
@@ -329,16 +336,15 @@ class AuthResource(Resource):
         self._rules = rules
 
     def render(self, request: Any) -> Any:
-        if request.authenticated_user is None and not self._rules.is_public(
-            request.method, route_path(request.postpath)
-        ):
+        if request.authenticated_user is None:
             found = self._authenticator.try_authenticate(request)
-            if isinstance(found, CartdError):
+            if not isinstance(found, CartdError):
+                request.authenticated_user = found
+            elif not self._rules.is_public(request.method, route_path(request.postpath)):
                 for name, value in self._authenticator.headers(found):
                     request.responseHeaders.addRawHeader(name, value)
                 _reject_unauthenticated(request, found)
                 return NOT_DONE_YET
-            request.authenticated_user = found
         return self._routes.render(request)
 
 

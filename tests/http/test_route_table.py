@@ -10,18 +10,20 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
 from cartd.http import paths
+from cartd.http.pages import Pages
 from cartd.http.paths import PathRules, allowed_methods, is_public
 
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
 PATHS = [
     "", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w",
-    "-/carts/u", "-/carts/u/x", "x/carts/u", "-/healthy", "-/ready", "-/health", "-/ready/x",
+    "-/carts/u", "-/carts/u/x", "x/carts/u", "-/carts/u/form", "-/static/x",
+    "-/healthy", "-/ready", "-/health", "-/ready/x",
 ]  # fmt: skip
 
 
 def taken_by_routes(path: str) -> set[str]:
     taken = set()
-    for app, method in product(paths.APPS, METHODS):
+    for app, method in product((*paths.APPS, Pages.app), METHODS):
         with suppress(MethodNotAllowed, NotFound, RequestRedirect):
             app.url_map.bind("localhost").match(f"/{path}", method=method)
             taken.add(method)
@@ -66,4 +68,5 @@ def test_every_public_path_is_listed() -> None:
         ("-", "openapi.json"),
         ("-", "healthy"),
         ("-", "ready"),
+        ("-", "static", "<name>"),
     }

@@ -1,0 +1,254 @@
+"""What only browsers get: pages, the files that they load, and the forms that they send.
+
+The pages are at the addresses where programs get JSON, or the status of a cart: a request gets the
+page only if its Accept header names ``text/html`` and prefers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qs
+
+from klein import Klein
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
+
+from cartd.carts.submit import Submissions
+from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, InvalidInput
+from cartd.http.headers import NO_STORE, PUBLIC
+from cartd.http.request import LimitedRequest, header_field, prepare_error
+from cartd.http.routes import response, set_header, static_response, viewer_of
+from cartd.model import CartStatus, FileStatus, Viewer
+from cartd.page.assets import ASSETS, STATIC
+from cartd.page.cart import cart_page, cart_url
+from cartd.page.carts import CARTS, start_page
+from cartd.page.layout import CSP, Page, Visitor, find_form, message_page, render
+from cartd.status.document import FailedFile
+from cartd.status.documents import StatusDocuments
+from cartd.store import Store
+
+ASSET_PATH = f"{STATIC}/<name>"
+FAILED_ON_A_PAGE = 50
+MAX_FORM = 4096
+"""Maximum bytes of a form."""
+FOR_EVER = "public, max-age=31536000, immutable"
+"""For addresses that change with their content."""
+HTML = "text/html; charset=utf-8"
+SECURITY_HEADERS = (
+    ("Content-Security-Policy", CSP),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+)
+
+log = Logger()
+
+
+def prefers_html(request: Request) -> bool:
+    """Return whether the client is a browser: Accept names text/html and prefers it to JSON."""
+    accepted = header_field(request, "accept")
+    if request.method != b"GET" or not accepted or "text/html" not in accepted.lower():
+        return False
+    qualities: dict[str, float] = {}
+    for item in accepted.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            qualities[name] = float(quality)
+        except ValueError:
+            qualities[name] = 0.0
+    any_type = qualities.get("application/*", qualities.get("*/*", 0.0))
+    return qualities.get("text/html", 0.0) > qualities.get("application/json", any_type)
+
+
+class Pages:
+    """Klein routes of the pages."""
+
+    app = Klein()
+    """What has an address of its own."""
+    variants = Klein()
+    """The pages at addresses of other routes, for :func:`prefers_html`."""
+    app.url_map.strict_slashes = variants.url_map.strict_slashes = False
+
+    def __init__(
+        self,
+        store: Store,
+        documents: StatusDocuments,
+        submissions: Submissions,
+        *,
+        download: IResource,
+        auth: bool,
+        public_url: str | None,
+        recovered: Callable[[], Awaitable[None]],
+        now: Callable[[], float],
+    ) -> None:
+        """``download`` sends a ready cart; ``auth``: whether authentication is on.
+
+        ``public_url``: the address of the service, if it is not the one that clients use.
+
+        All requests for carts wait for ``recovered()``.
+        """
+        self._store = store
+        self._documents = documents
+        self._submissions = submissions
+        self._download = download
+        self._auth = auth
+        self._recovered = recovered
+        self._public_url = None if public_url is None else public_url.rstrip("/")
+        self._now = now
+
+    @app.route(ASSET_PATH, methods=["GET"])
+    def static(self, request: Request, name: str) -> bytes:
+        asset = ASSETS.get(name)
+        if asset is None:
+            return prepare_error(request, 404, "Not Found")
+        current = request.args.get(b"v") == [asset.version.encode()]
+        caching = FOR_EVER if current else PUBLIC
+        body = static_response(request, asset.content, f'"{asset.version}"', caching)
+        if request.code != 304:
+            set_header(request, "Content-Type", asset.media_type)
+        set_header(request, "X-Content-Type-Options", "nosniff")
+        return body
+
+    @variants.route("/", methods=["GET"])
+    async def start(self, request: Request) -> bytes:
+        if uids := request.args.get(b"uid"):
+            return self._see_other(request, cart_url(uids[0].decode("utf-8", "replace").strip()))
+        visitor = self._visitor(request)
+        return await self._answer(request, 200, start_page(visitor, [], self._time()), visitor)
+
+    @variants.route(f"{CARTS}/<uid>", methods=["GET"])
+    async def cart(self, request: Request, uid: str) -> bytes:
+        return await self._cart(request, uid, lambda status: 200)
+
+    @variants.route("/<uid>", methods=["GET"])
+    async def cart_or_tar(self, request: Request, uid: str) -> bytes | IResource:
+        """Send a page with the status that programs get, or the tar once it is ready."""
+        await self._recovered()
+        try:
+            if (await self._documents.newest(viewer_of(request), uid)).status is CartStatus.READY:
+                request.postpath = [uid.encode()]  # Klein has consumed it
+                return self._download
+        except CartNotFound:
+            pass
+        return await self._cart(request, uid, _code_of)
+
+    async def _cart(self, request: Request, uid: str, code: Callable[[CartStatus], int]) -> bytes:
+        await self._recovered()
+        viewer, visitor = viewer_of(request), self._visitor(request)
+        status = await self._documents.newest(viewer, uid)
+        failed = await self._failed_files(viewer, uid, _position(request))
+        more = status.files.failed - FAILED_ON_A_PAGE if len(failed) > FAILED_ON_A_PAGE else 0
+        page = cart_page(status, visitor, failed[:FAILED_ON_A_PAGE], more)
+        return await self._answer(request, code(status.status), page, visitor)
+
+    async def _failed_files(self, viewer: Viewer, uid: str, after: int) -> list[FailedFile]:
+        """Return one failed file more than a page shows, if there are that many."""
+        cart = await self._store.carts.newest_for(viewer, uid)
+        if cart is None:
+            return []
+        files = await self._store.statuses.files(
+            cart.id, status=FileStatus.ERROR, after=after, limit=FAILED_ON_A_PAGE + 1
+        )
+        return [
+            FailedFile(position=f.position, id=f.archive_id, path=f.path, error=f.error)
+            for f in files
+        ]
+
+    @app.route(f"{CARTS}/<uid>/form", methods=["POST"])
+    async def act(self, request: Request, uid: str) -> bytes:
+        """Do what a form of a page asks for, and send the browser back."""
+        fields = _fields(request)
+        await self._recovered()
+        if fields.get("action") == "delete":
+            await self._submissions.delete(viewer_of(request), uid)
+            return self._see_other(
+                request, CARTS if fields.get("back") == "list" else cart_url(uid)
+            )
+        raise InvalidInput("action: must be delete")
+
+    @app.handle_errors(Exception)
+    def failed(self, request: Any, failure: Failure) -> Any:
+        return self._error(request, failure)
+
+    @variants.handle_errors(Exception)
+    def variant_failed(self, request: Any, failure: Failure) -> Any:
+        return self._error(request, failure)
+
+    async def _error(self, request: Request, failure: Failure) -> bytes:
+        """Send the page of an error."""
+        error = failure.value
+        code, message = 500, INTERNAL_ERROR
+        if isinstance(error, CartdError):
+            code, message = error.code, str(error)
+        elif isinstance(error, HTTPException):
+            code, message = 404, "Not Found"
+        else:
+            log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+        prepare_error(request, code, message)  # its headers, and the line in the rejection log
+        if code == 404:
+            page = message_page("Not here", f"{message}. It may have been deleted.", find_form())
+        else:
+            page = message_page("That did not work", message)
+        return await self._answer(request, code, page, self._visitor(request))
+
+    def _visitor(self, request: Request) -> Visitor:
+        assert isinstance(request, LimitedRequest)
+        user = request.authenticated_user
+        scheme = "https" if request.isSecure() else "http"
+        return Visitor(
+            base_url=self._public_url or f"{scheme}://{request.sent_host.decode('latin-1')}",
+            user=None if user is None else user.name,
+            auth=self._auth,
+        )
+
+    def _time(self) -> datetime:
+        return datetime.fromtimestamp(self._now(), UTC)
+
+    async def _answer(self, request: Request, code: int, page: Page, visitor: Visitor) -> bytes:
+        body = response(request, code, HTML, await render(page, visitor))
+        for name, value in SECURITY_HEADERS:
+            set_header(request, name, value)
+        set_header(request, "Cache-Control", NO_STORE)
+        return body
+
+    def _see_other(self, request: Request, url: str) -> bytes:
+        response(request, 303, HTML, b"")
+        set_header(request, "Location", url)
+        return b""
+
+
+def _code_of(status: CartStatus) -> int:
+    """Return the status code of a program's GET for the tar of a cart that is not ready."""
+    return 500 if status is CartStatus.ERROR else 202
+
+
+def _position(request: Request) -> int:
+    """Return the position after which the failed files are shown."""
+    value = request.args.get(b"after", [b""])[0]
+    return int(value) if value.isdigit() and len(value) < 10 else -1
+
+
+def _fields(request: Request) -> dict[str, str]:
+    """Return the fields of a form.
+
+    :raises InvalidInput: the body is no form.
+    """
+    body = request.content
+    assert body is not None
+    if body.seek(0, 2) > MAX_FORM:
+        raise InvalidInput(f"The form exceeds {MAX_FORM} bytes")
+    body.seek(0)
+    try:
+        found = parse_qs(body.read().decode(), max_num_fields=10)
+    except ValueError:
+        raise InvalidInput("The body must be an application/x-www-form-urlencoded form") from None
+    return {name: values[0] for name, values in found.items()}

@@ -1,0 +1,301 @@
+"""The page of one cart, from its status document."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from msgspec import UNSET
+from twisted.web.template import Tag, tags
+
+from cartd.model import CartStatus
+from cartd.page.layout import Page, Visitor, form, moment
+from cartd.page.units import count, percent, size, span, transfer
+from cartd.status.document import FailedFile, Outcome, Phase, Status
+
+LINE_RATES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
+"""Speeds of networks, in bytes per second."""
+SEGMENTS = ("staged", "fetching", "recalling", "failed")
+"""The parts of the bar, from left to right; the rest waits."""
+
+_STATES = {
+    Phase.QUEUED: "waiting",
+    Phase.RECALLING: "waiting for tape",
+    Phase.FETCHING: "staging",
+    Phase.BUNDLING: "bundling",
+}
+_OUTCOMES = {Outcome.COMPLETE: "ready", Outcome.PARTIAL: "partial", Outcome.FAILED: "failed"}
+_LEGEND = {"staged": "staged", "fetching": "being fetched", "recalling": "on tape",
+           "failed": "failed", "waiting": "waiting"}  # fmt: skip
+
+
+def cart_url(uid: str) -> str:
+    """Return the path of a cart's page."""
+    return f"/-/carts/{quote(uid, safe='')}"
+
+
+def state(status: Status) -> str:
+    """Return the state in a word or two."""
+    if status.status is CartStatus.DELETED:
+        return "deleted"
+    if status.outcome is not None:
+        return _OUTCOMES[status.outcome]
+    if status.waiting is not UNSET and status.phase is not Phase.RECALLING:
+        return f"waiting for {status.waiting.cause.value}"
+    return _STATES.get(status.phase, status.phase.value)
+
+
+def done(status: Status) -> float:
+    """Return the percentage that is done."""
+    if status.progress is not UNSET:
+        return status.progress
+    if status.outcome is not None and status.outcome is not Outcome.FAILED:
+        return 100.0
+    return 100.0 * status.files.staged / max(1, status.files.total)
+
+
+def segments(status: Status) -> list[tuple[str, float, float]]:
+    """Return name, start and width of each part of the bar, in percent."""
+    files, at, found = status.files, 0.0, []
+    counts = {"fetching": files.fetching, "recalling": files.recalling, "failed": files.failed}
+    for name in SEGMENTS:
+        number = counts.get(name, UNSET)
+        share = done(status) if name == "staged" else 100 * (number or 0) / max(1, files.total)
+        width = min(share, 100 - at)
+        found.append((name, round(at, 2), round(width, 2)))
+        at += width
+    return found
+
+
+def bar(status: Status, *, small: bool = False) -> Tag:
+    """Return the bar of a cart."""
+    value = f"{int(done(status))}"
+    drawing = Tag("svg")(class_="bar small" if small else "bar", role="progressbar")(
+        **{
+            "aria-label": f"Progress of {status.uid}",
+            "aria-valuemin": "0",
+            "aria-valuemax": "100",
+            "aria-valuenow": value,
+            "aria-valuetext": f"{value} %, {state(status)}",
+        }
+    )
+    for name, start, width in segments(status):
+        drawing(Tag("rect")(class_=name, x=f"{start}%", width=f"{width}%", height="100%"))
+    return drawing
+
+
+def title(status: Status) -> str:
+    """Return the title of the page: what the tab of a browser shows."""
+    if status.outcome is not None or status.status is CartStatus.DELETED:
+        return f"{state(status).capitalize()} \u00b7 {name_of(status)}"
+    return f"{percent(done(status))} {state(status)} \u00b7 {name_of(status)}"
+
+
+def name_of(status: Status) -> str:
+    """Return the name of the cart for people."""
+    return status.uid if status.name is UNSET else status.name
+
+
+def cart_page(status: Status, visitor: Visitor, failed: Sequence[FailedFile], more: int) -> Page:
+    """Return the page of a cart.
+
+    ``failed``: the failed files to show, and ``more``: the number of those that follow.
+    """
+    url = cart_url(status.uid)
+    finished = status.outcome is not None
+    main = Tag("main")(
+        _progress(status),
+        *([_failures(status, visitor, failed, more)] if status.files.failed or failed else []),
+        *([] if status.outcome is Outcome.FAILED else [_download(status, visitor)]),
+        _after(status, visitor),
+        tags.p("", role="status", class_="hidden"),
+    )
+    main(**{"data-page": url, "data-base": visitor.base_url})
+    if not finished:
+        main(**{"data-events": f"{url}/events"})
+    return Page(title(status), main, None if finished else url)
+
+
+def _progress(status: Status) -> Tag:
+    files, sizes = status.files, status.bytes
+    total = "" if sizes.total is UNSET else f" of {size(sizes.total)}"
+    legend = tags.ul(class_="legend")
+    numbers = {name: getattr(files, name) or 0 for name in (*SEGMENTS, "waiting")}
+    for name, number in numbers.items():
+        item = tags.li(tags.i(class_=name), tags.b(f"{number:,}"), f" {_LEGEND[name]}")
+        legend(item(**{"data-count": name}, **({} if number else {"hidden": ""})))
+    eta = "" if status.eta is UNSET else span(status.eta.low, status.eta.high)
+    queue = status.queue
+    ahead = "" if queue is UNSET else f"{count(queue.carts_ahead, 'cart')} before yours"
+    rate = "" if status.rate is UNSET else f"{size(status.rate.recent)}/s"
+    facts = [
+        ("files", "Files", f"{files.staged:,} of {files.total:,}"),
+        ("bytes", "Data", f"{size(sizes.staged)}{total}"),
+        ("rate", "Rate", rate),
+        ("eta", "Time to go", eta),
+        ("queue", "In the queue", ahead),
+    ]
+    heading = tags.h1(name_of(status))
+    header = tags.div(
+        tags.div(
+            heading,
+            tags.p(
+                "" if status.name is UNSET else tags.code(status.uid),
+                *(tags.span(label, class_="label") for label in status.labels),
+                " posted ",
+                moment(status.created),
+                "" if status.owner is UNSET else f" by {status.owner}",
+                class_="quiet",
+            ),
+        ),
+        tags.strong(state(status), class_=f"state {_kind(status)}"),
+        class_="heading",
+    )
+    article = tags.article(
+        header,
+        tags.p(status.message, class_="lead")(**{"data-field": "message"}),
+        tags.div(
+            tags.span(percent(done(status)), class_="percent")(**{"data-field": "percent"}),
+            bar(status),
+            class_="progress",
+        ),
+        legend,
+        tags.dl(*(_fact(*fact) for fact in facts), class_="facts"),
+    )
+    if status.outcome is None:
+        article(
+            tags.p(
+                "You may close this page: the cart is staged all the same, and its address stays"
+                " valid.",
+                class_="quiet",
+            )
+        )
+    return article
+
+
+def _kind(status: Status) -> str:
+    return "active" if status.outcome is None else status.outcome.value
+
+
+def _fact(field: str, name: str, value: str) -> Tag:
+    fact = tags.div(tags.dt(name), tags.dd(value)(**{"data-field": field}))
+    return fact if value else fact(hidden="")
+
+
+def _download(status: Status, visitor: Visitor) -> Tag:
+    filename = download_name(status)
+    path = f"/{quote(status.uid, safe='')}?filename={quote(filename, safe='')}"
+    ready = status.status is CartStatus.READY
+    length = status.bytes.total
+    if status.download is not UNSET and status.download.length is not UNSET:
+        length = status.download.length
+    if ready:
+        button = tags.a("Download", role="button", href=path, class_="download", download=filename)
+    else:
+        button = tags.button("Download", class_="download", disabled="")
+        button(**{"aria-describedby": "why"})
+    reason = tags.span("It is possible as soon as all files are staged.", id="why", class_="quiet")
+    action = tags.p(button, class_="action")
+    article = tags.article(tags.h2("Download"), action if ready else action(" ", reason))
+    if length is not UNSET:
+        times = (f"{transfer(length / rate)} at {name}" for name, rate in LINE_RATES)
+        article(tags.p(tags.b(size(length)), ": ", ", ".join(times), "."))
+    secret = "" if visitor.user is None else f"-u {shlex.quote(visitor.user)} "
+    url = shlex.quote(visitor.base_url + path)
+    article(
+        tags.p("In a terminal; the same line resumes a download that was interrupted:"),
+        _command(f"curl -f {secret}-C - -o {shlex.quote(filename)} {url}"),
+        _verification(status, visitor, filename, secret),
+    )
+    return article
+
+
+def _verification(status: Status, visitor: Visitor, filename: str, secret: str) -> Tag:
+    folder = filename.removesuffix(".tar")
+    files = shlex.quote(f"{visitor.base_url}{cart_url(status.uid)}/files")
+    convert = shlex.quote('"\\(.hashtype|ascii_upcase) (\\(.path)) = \\(.hashsum)"')
+    return tags.details(
+        tags.summary("How to check the files"),
+        tags.p(
+            "Each file was compared with its size and its hash before it got here. To compare the"
+            " unpacked files with the same hashes, with jq and GNU coreutils 9:"
+        ),
+        _command(
+            f"tar xf {shlex.quote(filename)}\ncd {shlex.quote(folder)}\n"
+            f"curl -sf {secret}-H 'Accept: application/x-ndjson' {files} |\n"
+            f"  jq -r {convert} | cksum -c --quiet"
+        ),
+    )
+
+
+def download_name(status: Status) -> str:
+    """Return a valid file name for the tar, from the name of the cart."""
+    name = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in name_of(status))
+    while len(name.encode()) > 200:
+        name = name[:-1]
+    return f"{name.strip('. ') or 'cart'}.tar"
+
+
+def _command(line: str) -> Tag:
+    return tags.div(tags.pre(tags.code(line), tabindex="0"), class_="command")
+
+
+def _failures(status: Status, visitor: Visitor, failed: Sequence[FailedFile], more: int) -> Tag:
+    url = cart_url(status.uid)
+    number = status.files.failed if status.failed is UNSET else status.failed.count
+    article = tags.article(tags.h2(f"{count(number, 'file')} failed"))
+    if status.status is CartStatus.ERROR:
+        article(
+            form(
+                visitor,
+                f"{url}/form",
+                tags.input(type="hidden", name="action", value="retry"),
+                tags.button("Retry the failed files", type="submit"),
+                tags.p("What is staged already is kept.", class_="quiet"),
+            )
+        )
+    if failed:
+        body = tags.tbody(
+            *(tags.tr(tags.th(one.path, scope="row"), tags.td(one.error)) for one in failed)
+        )
+        head = tags.thead(tags.tr(tags.th("File", scope="col"), tags.th("Reason", scope="col")))
+        article(
+            tags.div(tags.table(head, body), class_="scroll", tabindex="0", role="region")(
+                **{"aria-label": "Failed files"}
+            )
+        )
+    if more > 0:
+        article(
+            tags.p(
+                tags.a(f"The next of {more:,} more", href=f"{url}?after={failed[-1].position}"),
+                class_="more",
+            )
+        )
+    return article
+
+
+def _after(status: Status, visitor: Visitor) -> Tag:
+    article = tags.article(tags.h2("Afterwards"))
+    if status.kept is not UNSET:
+        if status.kept.promised_until is not UNSET:
+            article(tags.p("The cart is kept until ", moment(status.kept.promised_until), "."))
+        article(tags.p(status.kept.may_go))
+    unfinished = status.outcome is None
+    article(
+        tags.details(
+            tags.summary("Delete this cart\u2026"),
+            tags.p(
+                "It is removed for everyone, at once."
+                + (" Its staging is aborted." if unfinished else "")
+                + " The files in the archive are not touched."
+            ),
+            form(
+                visitor,
+                f"{cart_url(status.uid)}/form",
+                tags.input(type="hidden", name="action", value="delete"),
+                tags.button("Yes, delete it", type="submit", class_="danger"),
+            ),
+        )
+    )
+    return article

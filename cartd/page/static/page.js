@@ -1,0 +1,159 @@
+// Keeps a page of cartd up to date: numbers from the events of the cart, everything else by loading the page
+// again. The pages are complete without it. Words sizes and durations as cartd/page/units.py does.
+const $ = (selector, root = document) => root.querySelector(selector);
+const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+const SIZES = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"];
+export function size(number) {
+  let unit = 0;
+  for (; number >= 999.5 && unit < SIZES.length - 1; unit++) number /= 1000;
+  if (!unit) return number === 1 ? "1 byte" : `${Math.round(number)} bytes`;
+  return `${number.toFixed(number < 9.995 ? 2 : number < 99.95 ? 1 : 0)} ${SIZES[unit]}`;
+}
+const number = (value) => value.toLocaleString("en-US");
+export const count = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
+
+const STEPS = [["second", 1, 90], ["minute", 60, 5400], ["hour", 3600, 129600], ["day", 86400, Infinity]];
+function inUnits(seconds) {
+  const [name, length] = STEPS.find((step) => seconds < step[2]);
+  if (length === 1) return [Math.max(10, 10 * Math.ceil(Math.round(seconds) / 10)), name];
+  return [Math.max(1, Math.round(seconds / length)), name];
+}
+export function span(low, high) {
+  const first = inUnits(low), last = inUnits(high);
+  if (first[1] !== last[1]) return `about ${count(...first)} to ${count(...last)}`;
+  return first[0] === last[0] ? `about ${count(...last)}` : `about ${number(first[0])} to ${count(...last)}`;
+}
+export const done = (doc) =>
+  doc.progress ?? (["complete", "partial"].includes(doc.outcome) ? 100
+    : (100 * doc.files.staged) / Math.max(1, doc.files.total));
+
+function showTimes(root) {
+  const local = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  for (const time of $$("time", root)) {
+    if (!time.dataset.age) time.textContent = local.format(new Date(time.dateTime));
+  }
+}
+
+function addCopyButtons(root) {
+  for (const command of $$(".command", root)) {
+    const text = $("code", command), button = document.createElement("button");
+    // The address as this browser has it: a proxy may have changed the one that the service sees.
+    const base = $("main").dataset.base;
+    if (base && base !== location.origin) text.textContent = text.textContent.replaceAll(base, location.origin);
+    button.type = "button";
+    button.textContent = "Copy";
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "Copied";
+      } catch { // not over plain HTTP: select it instead
+        getSelection().selectAllChildren(text);
+      }
+    });
+    command.append(button);
+  }
+}
+
+// --- one cart ---
+
+function setText(field, text) {
+  const element = $(`[data-field=${field}]`);
+  if (!element) return;
+  if (element.textContent !== text) element.textContent = text;
+  if (element.localName === "dd") element.parentElement.hidden = !text;
+}
+
+let announced = 0;
+function announce(text) { // for screen readers, at most every ten seconds
+  if (Date.now() - announced < 10000) return;
+  announced = Date.now();
+  $("main [role=status]").textContent = text;
+}
+
+export function show(doc) {
+  const part = done(doc), whole = `${Math.floor(part + 1e-9)} %`, files = doc.files;
+  const eta = doc.eta ? span(doc.eta.low, doc.eta.high) : "";
+  const state = $(".state").textContent;
+  document.title = document.title.replace(/^\d+ %/, whole);
+  setText("percent", whole);
+  setText("message", doc.message);
+  setText("files", `${number(files.staged)} of ${number(files.total)}`);
+  setText("bytes", size(doc.bytes.staged) + (doc.bytes.total === undefined ? "" : ` of ${size(doc.bytes.total)}`));
+  setText("rate", doc.rate ? `${size(doc.rate.recent)}/s` : "");
+  setText("eta", eta);
+  setText("queue", doc.queue ? `${count(doc.queue.carts_ahead, "cart")} before yours` : "");
+  for (const item of $$("[data-count]")) {
+    const value = files[item.dataset.count] ?? 0;
+    $("b", item).textContent = number(value);
+    item.hidden = !value;
+  }
+  const bar = $(".bar");
+  let at = 0;
+  for (const name of ["staged", "fetching", "recalling", "failed"]) {
+    const share = name === "staged" ? part : (100 * (files[name] ?? 0)) / Math.max(1, files.total);
+    const width = Math.min(share, 100 - at), rect = $(`rect.${name}`, bar);
+    rect.setAttribute("x", `${at}%`);
+    rect.setAttribute("width", `${width}%`);
+    at += width;
+  }
+  bar.setAttribute("aria-valuenow", Math.floor(part));
+  bar.setAttribute("aria-valuetext", `${whole}, ${state}`);
+  announce([whole, doc.message, eta].filter(Boolean).join(", "));
+}
+
+// What makes the page look different, beside numbers.
+const shape = (doc) => [doc.status, doc.phase, doc.outcome, doc.waiting?.for, doc.files.failed].join();
+
+async function reload() {
+  const main = $("main");
+  const answer = await fetch(main.dataset.page ?? location.href, { headers: { Accept: "text/html" } });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const focused = main.contains(document.activeElement) ? document.activeElement.className : "";
+  main.replaceChildren(...page.querySelector("main").childNodes);
+  document.title = page.title;
+  if (focused) $(`main .${CSS.escape(focused)}`)?.focus();
+  enhance(main);
+}
+
+function follow(main) {
+  const events = new EventSource(main.dataset.events);
+  let last = null, timer = 0;
+  function receive(doc) {
+    if (last === null || shape(doc) === last) show(doc);
+    else reload().catch(() => show(doc));
+    last = shape(doc);
+  }
+  async function poll() { // where events cannot be had, as when there are too many streams
+    try {
+      const answer = await fetch(main.dataset.page, { headers: { Accept: "application/json", Prefer: "wait=20" } });
+      const doc = await answer.json();
+      if (answer.ok) receive(doc);
+      if (doc.outcome || answer.status === 404) return reload();
+    } catch { /* the next attempt may succeed */ }
+    timer = setTimeout(poll, 3000);
+  }
+  events.addEventListener("status", (event) => receive(JSON.parse(event.data)));
+  events.addEventListener("end", () => { events.close(); reload(); });
+  events.addEventListener("error", () => {
+    if (events.readyState === EventSource.CLOSED && !timer) poll();
+  });
+}
+
+// --- every page ---
+
+function enhance(root) {
+  showTimes(root);
+  addCopyButtons(root);
+}
+
+const main = $("main");
+if (main) {
+  enhance(main);
+  if (main.dataset.events) follow(main);
+  if (main.dataset.every) {
+    setInterval(() => { // a list: not while somebody uses it
+      if (!document.hidden && !main.contains(document.activeElement) && !$("details[open]", main)) reload().catch(() => {});
+    }, main.dataset.every * 1000);
+  }
+}

@@ -1,0 +1,129 @@
+"""Browsers get pages; programs get what they got before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.support.cart_site import CartSite, cart_site
+from tests.support.running_cartd import Answer, entry, manifest
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
+PROGRAMS = ["*/*", "application/json", "text/*", "text/html;q=0.5, application/json",
+            "application/json, text/html", "text/html;q=x", "text/html;q=0", ""]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    with cart_site(tmp_path_factory.mktemp("site")) as running:
+        running.stage("ready", {"a/one": b"first"})
+        running.cartd.post("bad", manifest([entry("no-such-id", "gone", b"")]))
+        running.cartd.wait_until("bad", "error")
+        yield running
+
+
+def browse(site: CartSite, path: str, **headers: str) -> Answer:
+    return site.cartd.get(path, Accept=BROWSER, **headers)
+
+
+def is_page(answer: Answer) -> bool:
+    return answer.headers["content-type"] == "text/html; charset=utf-8"
+
+
+@pytest.mark.parametrize("path", ["/", "/-/carts/ready"])
+@pytest.mark.parametrize("accept", PROGRAMS)
+def test_programs_get_json(site: CartSite, path: str, accept: str) -> None:
+    answer = site.cartd.get(path, Accept=accept)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("/", 200), ("/-/carts/ready", 200), ("/-/carts/bad", 200), ("/-/carts/none", 404),
+     ("/bad", 500), ("/none", 404), ("/-/carts/%00", 404), ("/%00", 404)],
+)  # fmt: skip
+def test_a_browser_gets_a_page_with_the_status_of_the_program(
+    site: CartSite, path: str, code: int
+) -> None:
+    answer = browse(site, path)
+    assert answer.status == code
+    assert is_page(answer) and answer.body.startswith(b"<!DOCTYPE html>")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and ":" not in policy
+    assert b"style=" not in answer.body and b"onclick" not in answer.body
+
+
+def test_a_ready_cart_is_the_tar_for_browsers_too(site: CartSite) -> None:
+    answers = [
+        get("/ready?filename=x.tar") for get in (site.cartd.get, lambda path: browse(site, path))
+    ]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].body == answers[1].body
+    assert {**answers[0].headers, "date": ""} == {**answers[1].headers, "date": ""}
+
+
+@pytest.mark.parametrize("path", ["/bad", "/none"])
+def test_the_answers_about_a_cart_do_not_vary_for_programs(site: CartSite, path: str) -> None:
+    answer = site.cartd.get(path)
+    assert answer.headers["content-type"] == "application/json"
+    assert "vary" not in answer.headers and "content-security-policy" not in answer.headers
+
+
+def test_the_start_page_leads_to_the_cart_that_is_asked_for(site: CartSite) -> None:
+    answer = browse(site, "/?" + urlencode({"uid": " a b/../\r\nX: y "}))
+    assert (answer.status, answer.headers["location"]) == (
+        303,
+        "/-/carts/a%20b%2F..%2F%0D%0AX%3A%20y",
+    )
+
+
+def test_a_file_of_the_page_is_kept_for_ever_under_its_version(site: CartSite) -> None:
+    page = browse(site, "/").body.decode()
+    url = page.partition('<link rel="stylesheet" href="')[2].partition('"')[0]
+    answer = site.cartd.get(url)
+    assert answer.headers["content-type"] == "text/css; charset=utf-8"
+    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    plain = site.cartd.get(url.partition("?")[0])
+    assert plain.headers["cache-control"] == "public, max-age=3600"
+    again = site.cartd.get(url, **{"If-None-Match": answer.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+
+
+@pytest.mark.parametrize("name", ["none.css", "..%2Fcart.py", "..", "%2e%2e%2fassets.py"])
+def test_nothing_else_is_served(site: CartSite, name: str) -> None:
+    assert site.cartd.get(f"/-/static/{name}").status == 404
+
+
+def test_a_page_with_all_that_it_loads_is_small(site: CartSite) -> None:
+    static = files("cartd.page") / "static"
+    loaded = ("pico.css", "style.css", "page.js", "logo.svg", "favicon.svg")
+    size = sum(len((static / name).read_bytes()) for name in loaded)
+    assert size + len(browse(site, "/-/carts/bad").body) <= 60_000
+
+
+def test_a_form_deletes_a_cart(site: CartSite) -> None:
+    site.stage("old", {"a": b"x"})
+    answer = site.cartd.request("POST", "/-/carts/old/form", b"action=delete&back=list")
+    assert (answer.status, answer.headers["location"]) == (303, "/-/carts")
+    assert site.cartd.get("/-/carts/old").status == 404
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"action=burn", b"\xff", b"a=b&" * 20, b"action=delete&" + b"x" * 5000]
+)
+def test_any_other_form_is_rejected(site: CartSite, body: bytes) -> None:
+    assert site.cartd.request("POST", "/-/carts/ready/form", body).status == 400
+    assert site.cartd.get("/-/carts/ready").status == 200
+
+
+def test_a_form_of_another_site_is_rejected(site: CartSite) -> None:
+    answer = site.cartd.request(
+        "POST", "/-/carts/ready/form", b"action=delete", Origin="http://evil.example"
+    )
+    assert answer.status == 403
