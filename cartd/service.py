@@ -142,6 +142,7 @@ class Cartd(Service):
             authenticator,
             allowed_hosts=config.allowed_hosts,
             allowed_origins=config.allowed_origins,
+            request_id_peers=(*config.auth_trusted_proxies, *config.log_request_id_proxies),
             threads=components.threads,
         )
         self._periodic_jobs = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
-from cartd.auth.authenticator import Authenticator, TrustedProxies
+from cartd.auth.authenticator import Authenticator, TrustedPeers, TrustedProxies, peer_of
 from cartd.auth.token_file import TokenFile, TokenRegistry
 from cartd.config import Config
 from cartd.deferreds.threads import ThreadRunner
 
-__all__ = ["Authenticator", "TokenFile", "create_authenticator"]
+__all__ = ["Authenticator", "TokenFile", "TrustedPeers", "create_authenticator", "peer_of"]
 
 
 def create_authenticator(

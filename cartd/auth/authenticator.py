@@ -169,6 +169,23 @@ UNIX_PEER = "unix"
 """In place of an address: a local process that may open the socket's file."""
 
 
+class TrustedPeers:
+    """Tells whether a peer is in one of the configured networks."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._networks = [network for network in networks if network != UNIX]
+        self._unix = UNIX in networks
+
+    def __contains__(self, peer: str) -> bool:
+        """Whether the address, or :data:`UNIX_PEER`, is trusted."""
+        if peer == UNIX_PEER:
+            return self._unix
+        address = ip_address(peer)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # an IPv4 client of a dual-stack socket
+        return any(address in network for network in self._networks)
+
+
 class TrustedProxies:
     """Reads the user's name from one header, only in requests from trusted networks."""
 
@@ -195,8 +212,7 @@ class TrustedProxies:
 
     def __init__(self, header: str, networks: Sequence[Network]) -> None:
         self._header = header.encode("ascii")
-        self._networks = [network for network in networks if network != UNIX]
-        self._unix = UNIX in networks
+        self._peers = TrustedPeers(networks)
 
     def user_name(self, request: Any) -> bytes | None:
         """Return the name in the header if the peer is trusted, else None.
@@ -204,17 +220,9 @@ class TrustedProxies:
         Several headers are joined with a comma, which no valid name contains.
         """
         values = request.requestHeaders.getRawHeaders(self._header)
-        if not values or not self._trusts(peer_of(request)):
+        if not values or peer_of(request) not in self._peers:
             return None
         return b", ".join(values)
-
-    def _trusts(self, peer: str) -> bool:
-        if peer == UNIX_PEER:
-            return self._unix
-        address = ip_address(peer)
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # an IPv4 client of a dual-stack socket
-        return any(address in network for network in self._networks)
 
 
 def peer_of(request: Any) -> str:

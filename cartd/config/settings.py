@@ -583,6 +583,19 @@ class Config:
         environment="DATABASE_CONNECT_WAIT",
     )
 
+    # [log]
+    log_request_id_proxies: tuple[Network, ...] = setting(
+        "log",
+        key="request_id_proxies",
+        default="none",
+        parse=parsers.networks,
+        unit="IP addresses, networks, unix",
+        description=(
+            "Peers whose X-Request-ID is taken over, in addition to trusted_proxies of [auth];"
+            " separated by white space or commas. Other requests get a new id."
+        ),
+    )
+
     warnings: tuple[str, ...]
     """Lines to log once at the start: what is ignored."""
 

@@ -25,6 +25,7 @@ from cartd.http.connection import LimitedChannel
 from cartd.http.request import RequestChannel, RequestNormalizer, RequestSite, ValidatedRequest
 from cartd.http.request_limits import Limits, RequestRules
 from cartd.runtime import disable_pidfile, use_monotonic_clock
+from cartd.tracing import LogContext
 
 THREADS = 8
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -139,6 +140,7 @@ class ArchiveChannel(LimitedChannel):
     """A channel with fixed limits."""
 
     limits = LIMITS
+    sends_request_id = False  # its responses are those of Pacifica's archive interface
     limit_name = staticmethod(lambda limit: None)
 
     def on_disconnect(self) -> None:
@@ -194,7 +196,9 @@ class ArchiveSite(Site, RequestSite):
     def log_disconnected(self, request: ValidatedRequest) -> None:
         """Log nothing, for the same reason."""
 
-    def log_rejection(self, channel: RequestChannel, code: int, sent: int) -> None:
+    def log_rejection(
+        self, channel: RequestChannel, code: int, sent: int, context: LogContext
+    ) -> None:
         """Log nothing: the rejection log has a line already."""
 
 

@@ -2,19 +2,19 @@
 
 The access log has one line per request, also for aborted ones::
 
-    192.0.2.7 - alice [30/Nov/2026:12:00:05 +0000] "GET /u HTTP/1.1" 200 512 "-" "curl/8" 9728 3.207
+    192.0.2.7 - alice [30/Nov/2026:12:00:05 +0000] "GET /u HTTP/1.1" 200 512 "-" "c/8" 9 3.207 4f…e
 
 This is the Combined Log Format of Apache and nginx, whose third field is the user, followed by the
-declared length of the response body and the seconds from the request line to the end of the
-response.  If fewer bytes were sent than declared, the download was aborted.  499, as in nginx: the
-client disconnected before a response was started.  ``-`` means unknown.
+declared length of the response body, the seconds from the request line to the end of the response,
+and the request id.  If fewer bytes were sent than declared, the download was aborted.  499, as in
+nginx: the client disconnected before a response was started.  ``-`` means unknown.
 
 The rejection log has one line per rejected request, which clients cannot forge::
 
-    Refused 404 192.0.2.7 "GET /guess" "The cart does not exist or has already been deleted"
+    Refused 404 192.0.2.7 "GET /guess" "The cart does not exist or has been deleted" 4f…e
 
-Status, address of the peer (``-`` if it has none), and two JSON strings: the request and the
-reason.
+Status, address of the peer (``-`` if it has none), two JSON strings (the request and the reason),
+and the request id.
 
 The namespaces of both are fixed: the filters of ``contrib/fail2ban`` match them.
 """
@@ -34,6 +34,7 @@ from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
 from cartd import runtime
+from cartd.tracing import LogContext
 
 CLIENT_CLOSED_REQUEST = 499
 """The client disconnected before a response was started."""
@@ -71,13 +72,14 @@ class AccessLog:
         length: bytes,
         headers: Headers,
         seconds: float,
+        context: LogContext,
     ) -> None:
         """Write one line.  ``request`` is the request line."""
         line = (
             f'{client_address(peer)} - {user} {self._now()} "{_escape(request)}"'
             f" {status} {sent or '-'}"
             f' "{_field(headers, b"referer")}" "{_field(headers, b"user-agent")}"'
-            f" {length.decode('ascii')} {seconds:.3f}"
+            f" {length.decode('ascii')} {seconds:.3f} {context.request_id}"
         )
         if self._closed or not runtime.log_supports_multiline():
             access_log.info("{line}", line=line)
@@ -142,6 +144,7 @@ def log_rejection(
     limit: str | None,
     *,
     peer: Any,
+    context: LogContext,
     method: bytes = b"",
     target: bytes = b"",
 ) -> None:
@@ -155,11 +158,12 @@ def log_rejection(
         request_line = b"%s %s" % (method, target) if method else b""
         # Text chosen by the client comes after its address, so that it cannot forge one.
         rejection_log.info(
-            "Refused {code} {address} {request_line} {reason}",
+            "Refused {code} {address} {request_line} {reason} {request_id}",
             code=code,
             address=client_address(peer),
             request_line=_quoted(request_line.decode("latin-1")),
             reason=_quoted(message),
+            request_id=context.request_id,
         )
 
 

@@ -12,8 +12,9 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from cartd.http import origins
-from cartd.http.request import RequestChannel, serialize_error
+from cartd.http.request import REQUEST_ID, RequestChannel, serialize_error
 from cartd.http.request_limits import EarlyResponse, Limits, setting_name
+from cartd.tracing import LogContext
 
 CLOSE_TIMEOUT = 15.0
 """Seconds a connection may take to close, while its last response is still being sent."""
@@ -185,15 +186,27 @@ class LimitedChannel(RequestChannel):
         if self._state in _OPEN:
             self._handle(_Event.REJECT)
             self._timeouts.stop()
-            answer = self._serialize(response)
+            context = self._log_context()
+            answer = self._serialize(response, context)
             self.transport.write(answer)
-            self.site.log_rejection(self, response.code, len(answer.partition(b"\r\n\r\n")[2]))
+            sent = len(answer.partition(b"\r\n\r\n")[2])
+            self.site.log_rejection(self, response.code, sent, context)
             self.unregister_from_transport()
             self._schedule_abort(lingering_close(self.transport, self.callLater))
 
-    def _serialize(self, response: EarlyResponse) -> bytes:
+    def _log_context(self) -> LogContext:
+        """Return the context of the request being received; a new one if none is."""
+        return self.requests[-1].log_context if self.requests else LogContext()
+
+    def _request_id(self, context: LogContext) -> list[tuple[bytes, bytes]]:
+        """Return the header that names the request, if responses have it."""
+        if not self.sends_request_id:
+            return []
+        return [(REQUEST_ID, context.request_id.encode("ascii"))]
+
+    def _serialize(self, response: EarlyResponse, context: LogContext) -> bytes:
         """Return the error with all its headers, and log the rejection."""
-        headers = response.headers
+        headers = [*response.headers, *self._request_id(context)]
         if self.requests:
             sent = self.requests[-1].requestHeaders
             headers = [*headers, *origins.cors_headers(sent, self.rules.allowed_origins)]
@@ -204,6 +217,7 @@ class LimitedChannel(RequestChannel):
             response.message,
             response.limit,
             headers,
+            context=context,
             method=method,
             target=target,
             logged=response.logged,
@@ -224,7 +238,8 @@ class LimitedChannel(RequestChannel):
             self.loseConnection()
         elif timeout is Timeout.STALL:
             # Only logged: the client does not read.
-            self._serialize(self._late("The client read too little in", "stall_timeout"))
+            late = self._late("The client read too little in", "stall_timeout")
+            self._serialize(late, self._log_context())
             self.transport.abortConnection()
         elif timeout is Timeout.HEADER:
             self.reject(self._late("The head is incomplete after", "header_timeout"))
@@ -274,8 +289,10 @@ class LimitedChannel(RequestChannel):
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
         # Twisted writes four chunks per field, each of which the transport handles separately.
         head = [b"%s %s %s\r\n" % (version, code, reason)]
+        fields = self._request_id(self.requests[0].log_context)
         for name, values in headers.getAllRawHeaders():
-            head += [b"%s: %s\r\n" % (name, value) for value in values]
+            fields += [(name, value) for value in values]
+        head += [b"%s: %s\r\n" % field for field in fields]
         head.append(b"\r\n")
         self.transport.write(b"".join(head))
 

@@ -55,6 +55,7 @@ EXPOSED_HEADERS = (
     "X-Pacifica-Phase",
     "X-Pacifica-Status",
     "X-Pacifica-Tar-Length",
+    "X-Request-ID",
 )
 """Response headers that a page of an allowed origin may read, beside the safelisted ones."""
 MAX_AGE = 600

@@ -21,7 +21,7 @@ from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from cartd.auth import Authenticator
+from cartd.auth import Authenticator, TrustedPeers, peer_of
 from cartd.errors import CartdError, NoCredentials, error_body, reason_phrase
 from cartd.http import origins
 from cartd.http.access_log import log_rejection
@@ -39,6 +39,7 @@ from cartd.http.request_limits import (
 )
 from cartd.http.twisted_web import BaseChannel, BaseRequest
 from cartd.model import User
+from cartd.tracing import LogContext, current, parse_request_id
 
 log = Logger()
 
@@ -64,7 +65,9 @@ class RequestSite(Protocol):
     def log_disconnected(self, request: ValidatedRequest) -> None:
         """Log a request whose client has disconnected."""
 
-    def log_rejection(self, channel: RequestChannel, code: int, sent: int) -> None:
+    def log_rejection(
+        self, channel: RequestChannel, code: int, sent: int, context: LogContext
+    ) -> None:
         """Log input rejected before it was a complete request, with ``sent`` bytes of body."""
 
 
@@ -77,6 +80,10 @@ class RequestChannel(BaseChannel):
     temp_file_limit: TempFileLimit
     authenticator: Authenticator | None = None
     """Authenticates requests with a body; None without authentication."""
+    request_id_peers: TrustedPeers | None = None
+    """The proxies whose request ids are taken over; None if there are none."""
+    sends_request_id = True
+    """Whether responses have the header ``X-Request-ID``."""
 
     def request_line(self) -> bytes:
         """Return the request line as received; empty before it has arrived."""
@@ -127,6 +134,12 @@ class ValidatedRequest(BaseRequest):
         super().__init__(channel, *arguments, **more)
         self._clock = channel.site.reactor
         self._started_at = self._clock.seconds()
+        self.log_context = LogContext(self.requestHeaders)
+
+    @property
+    def request_id(self) -> str:
+        """The value of ``X-Request-ID`` in the response, which names the request in the logs."""
+        return self.log_context.request_id
 
     @property
     def seconds(self) -> float:
@@ -139,10 +152,16 @@ class ValidatedRequest(BaseRequest):
             self.requestHeaders, self.channel.rules.allowed_origins
         ):
             self.setHeader(name, value)
-        super().process()
+        reset = current.set(self.log_context)  # coroutines of routes keep it
+        try:
+            super().process()
+        finally:
+            current.reset(reset)
 
     def gotLength(self, length: int | None) -> None:
         self.method, self.uri, self.clientproto = self.channel.first_line()
+        if self.channel.request_id_peers is not None:
+            self._take_over_request_id(self.channel.request_id_peers)
         if length != 0 or self.requestHeaders.hasHeader(b"transfer-encoding"):
             self._validate_head(length)
         else:
@@ -151,6 +170,12 @@ class ValidatedRequest(BaseRequest):
             self.content = BytesIO()
         else:
             self._keep_body(length)
+
+    def _take_over_request_id(self, peers: TrustedPeers) -> None:
+        sent = self.requestHeaders.getRawHeaders(REQUEST_ID)
+        taken = parse_request_id(sent) if sent else None
+        if taken is not None and peer_of(self) in peers:
+            self.log_context.request_id = taken
 
     def handleContentChunk(self, data: bytes) -> None:
         if not self._rejected:
@@ -202,13 +227,22 @@ class ValidatedRequest(BaseRequest):
         elif authenticator is not None and not self.channel.rules.is_public(
             self.method, route_path(head.segments)
         ):
-            found = authenticator.try_authenticate(self)
+            reset = current.set(self.log_context)
+            try:
+                found = authenticator.try_authenticate(self)
+            finally:
+                current.reset(reset)
             if isinstance(found, CartdError):
                 logged = not isinstance(found, NoCredentials)
                 headers = authenticator.headers(found)
                 self._reject(EarlyResponse(found.code, str(found), None, headers, logged=logged))
             else:
-                self.authenticated_user = found
+                self.set_user(found)
+
+    def set_user(self, user: User) -> None:
+        """Record the authenticated user."""
+        self.authenticated_user = user
+        self.log_context.user = user.name
 
     def _reject(self, response: EarlyResponse) -> None:
         """Send an error now (for 413, RFC 9110, section 15.5.14) and close the connection."""
@@ -216,6 +250,11 @@ class ValidatedRequest(BaseRequest):
         # No "100 Continue" to a client that waits for it.
         self.requestHeaders.removeHeader(b"expect")
         self.channel.reject(response)
+
+
+def context_of(request: Request) -> LogContext:
+    """Return what log lines name that belong to the request."""
+    return request.log_context if isinstance(request, ValidatedRequest) else LogContext()
 
 
 class LimitedRequest(ValidatedRequest):
@@ -339,7 +378,7 @@ class AuthResource(Resource):
         if request.authenticated_user is None:
             found = self._authenticator.try_authenticate(request)
             if not isinstance(found, CartdError):
-                request.authenticated_user = found
+                request.set_user(found)
             elif not self._rules.is_public(request.method, route_path(request.postpath)):
                 for name, value in self._authenticator.headers(found):
                     request.responseHeaders.addRawHeader(name, value)
@@ -361,6 +400,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 RETRY_AFTER = "2"
 """Seconds after which a client may retry."""
 STATUS_HEADER = b"X-Pacifica-Status"
+REQUEST_ID = b"X-Request-ID"
 RETRYABLE = frozenset({429, 503})
 """Statuses that get a Retry-After header."""
 
@@ -372,6 +412,7 @@ def serialize_error(
     limit: str | None = None,
     headers: Headers = (),
     *,
+    context: LogContext,
     method: bytes = b"",
     target: bytes = b"",
     logged: bool = True,
@@ -385,7 +426,9 @@ def serialize_error(
     are also set while the method is unknown, as it may be HEAD.
     """
     if logged:
-        log_rejection(code, message, limit, peer=peer, method=method, target=target)
+        log_rejection(
+            code, message, limit, peer=peer, context=context, method=method, target=target
+        )
     body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
     if code in RETRYABLE:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
@@ -409,8 +452,15 @@ def prepare_error(
 ) -> bytes:
     """Set status and headers of an error response; return its body."""
     if logged:
-        peer = request.getClientAddress()
-        log_rejection(code, message, limit, peer=peer, method=request.method, target=request.uri)
+        log_rejection(
+            code,
+            message,
+            limit,
+            peer=request.getClientAddress(),
+            context=context_of(request),
+            method=request.method,
+            target=request.uri,
+        )
     body = error_body(code, message, limit)
     request.setResponseCode(code, reason_phrase(code).encode() or None)
     request.setHeader(b"Cache-Control", NO_STORE)

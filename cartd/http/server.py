@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -41,8 +41,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from cartd.auth import Authenticator
-from cartd.config import UnixEndpoint, is_unix, parse_tls_endpoint, parse_unix_endpoint
+from cartd.auth import Authenticator, TrustedPeers
+from cartd.config import Network, UnixEndpoint, is_unix, parse_tls_endpoint, parse_unix_endpoint
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import ConfigError
 from cartd.files import LocksUnsupported, try_lock
@@ -50,6 +50,7 @@ from cartd.http.access_log import CLIENT_CLOSED_REQUEST, AccessLog
 from cartd.http.connection import LimitedChannel, lingering_close
 from cartd.http.origins import ANY_HOST
 from cartd.http.request import (
+    REQUEST_ID,
     AuthResource,
     LimitedRequest,
     RequestChannel,
@@ -65,6 +66,7 @@ from cartd.http.request_limits import (
     setting_name,
 )
 from cartd.http.tls import ServerTls
+from cartd.tracing import LogContext
 
 NO_HEADERS = Headers()
 SENDER_TIMEOUT = 5.0
@@ -87,12 +89,14 @@ class LimitedSite(Site, RequestSite):
         *,
         allowed_hosts: Collection[str] = (),
         allowed_origins: Collection[str] = (),
+        request_id_peers: Sequence[Network] = (),
         threads: ThreadRunner,
     ) -> None:
         """``rules``: the methods and access of the paths of ``routes``.
 
         ``allowed_hosts``: the allowed values of Host; with an ``authenticator`` any is allowed.
-        Pages of ``allowed_origins`` may send cross-origin requests.  ``threads`` write long bodies.
+        Pages of ``allowed_origins`` may send cross-origin requests.  The request ids that
+        ``request_id_peers`` send are taken over.  ``threads`` write long bodies.
         """
         rules = replace(
             rules,
@@ -118,6 +122,7 @@ class LimitedSite(Site, RequestSite):
         self._limits = limits
         self._rules = rules
         self._authenticator = authenticator
+        self._request_id_peers = TrustedPeers(request_id_peers) if request_id_peers else None
         self._temp_file_limit = TempFileLimit(limits.temp_file_limit, threads)
         self._connection_limits = ConnectionLimits(
             limits.max_connections, limits.max_connections_per_address
@@ -144,6 +149,7 @@ class LimitedSite(Site, RequestSite):
             length=_length(request),
             headers=request.requestHeaders,
             seconds=request.seconds,
+            context=request.log_context,
         )
 
     def log_disconnected(self, request: ValidatedRequest) -> None:
@@ -165,7 +171,9 @@ class LimitedSite(Site, RequestSite):
         sent.addTimeout(SENDER_TIMEOUT, self.reactor)
         sent.addBoth(write)
 
-    def log_rejection(self, channel: RequestChannel, code: int, sent: int) -> None:
+    def log_rejection(
+        self, channel: RequestChannel, code: int, sent: int, context: LogContext
+    ) -> None:
         """Log input rejected before it was a complete request, with ``sent`` bytes of body."""
         request = channel.requests[-1] if channel.requests else None
         if request is not None:
@@ -179,6 +187,7 @@ class LimitedSite(Site, RequestSite):
             length=b"%d" % sent,
             headers=NO_HEADERS if request is None else request.requestHeaders,
             seconds=0.0 if request is None else request.seconds,
+            context=context,
         )
 
     def acceptableProtocols(self) -> list[bytes]:
@@ -211,6 +220,7 @@ class LimitedSite(Site, RequestSite):
         channel.limits = self._limits
         channel.rules = self._rules
         channel.authenticator = self._authenticator
+        channel.request_id_peers = self._request_id_peers
         channel.temp_file_limit = self._temp_file_limit
         channel.on_disconnect = partial(self._connection_limits.release, addr)
         admitted: LimitedChannel = channel
@@ -223,8 +233,10 @@ class LimitedSite(Site, RequestSite):
             f"The limit of {most} connections{whose} is reached ({setting_name(limit)});"
             " retry later"
         )
+        context = LogContext()
+        headers = [(REQUEST_ID, context.request_id.encode("ascii"))]
         return self._overflow.build_protocol(
-            serialize_error(addr, code, message, setting_name(limit))
+            serialize_error(addr, code, message, setting_name(limit), headers, context=context)
         )
 
 

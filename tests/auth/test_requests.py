@@ -249,7 +249,7 @@ def test_a_failed_attempt_is_logged_once_without_the_secret(
     ]
     for line, reason in zip(refusals, reasons, strict=True):
         asked = f'Refused 401 127.0.0.1 "HEAD /ready" {json.dumps(reason)}'
-        assert line.endswith(f"[cartd.rejection_log#info] {asked}")
+        assert line[: line.rindex(" ")].endswith(f"[cartd.rejection_log#info] {asked}")
     assert not auth_site.lines("the-secret")
 
 

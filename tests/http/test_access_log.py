@@ -21,6 +21,7 @@ from twisted.web.http_headers import Headers
 from cartd.auth import TokenFile
 from cartd.http.access_log import MAX_FIELD, AccessLog
 from cartd.http.server import SENDER_TIMEOUT
+from cartd.tracing import LogContext
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.channel_client import GET, Body, Connected
 from tests.support.running_cartd import wait_for
@@ -29,7 +30,7 @@ from tests.support.wire import wire
 FORM = re.compile(
     r"(?P<address>\S+) - (?P<user>\S+) \[(?P<date>[^\]]+)\] \"(?P<request>[^\"]*)\""
     r" (?P<status>\d{3}) (?P<sent>\d+|-) \"(?P<referer>[^\"]*)\" \"(?P<agent>[^\"]*)\""
-    r" (?P<length>\d+|-) (?P<seconds>\d+\.\d{3})"
+    r" (?P<length>\d+|-) (?P<seconds>\d+\.\d{3}) (?P<request_id>\S+)"
 )
 PREFIX = r"\S+ \[cartd\.access_log#info\] "
 LARGE = Random(7).randbytes(24 * 2**20)
@@ -234,6 +235,7 @@ def test_log_line_is_short_and_printable() -> None:
         AccessLog(Clock()).log_request(
             IPv4Address("TCP", "192.0.2.7", 1), "alice", sent, 200, sent=1, length=b"2",
             headers=Headers({b"Referer": [sent[14:]], b"User-Agent": [sent[14:]]}), seconds=0.5,
+            context=LogContext(),
         )  # fmt: skip
     [line] = map(formatEvent, entries)
     assert line.isascii() and line.isprintable()

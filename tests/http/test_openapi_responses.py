@@ -39,8 +39,11 @@ DESCRIBED_HEADERS = {
     for response in DOCUMENT.raw_schema["components"]["responses"].values()
     for name in response.get("headers", {})
 }
-ANY_RESPONSE = {"cache-control", "connection", "content-length", "content-type", "date", "server"}
-"""Header fields that any response of HTTP may have."""
+ANY_RESPONSE = {
+    *("cache-control", "connection", "content-length", "content-type", "date", "server"),
+    "x-request-id",
+}
+"""Header fields that any response may have."""
 LIMIT = 1_000_000
 
 

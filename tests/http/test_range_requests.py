@@ -19,6 +19,7 @@ WHOLE_HEADERS = {
     "etag", "last-modified", "cache-control", "x-pacifica-status", "x-pacifica-message",
     "x-pacifica-files-total", "x-pacifica-files-staged", "x-pacifica-bytes-total",
     "x-pacifica-bytes-staged", "x-pacifica-tar-length", "x-pacifica-phase",
+    "x-request-id",
 }  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def test_an_unmodified_file_is_answered_with_304(site: CartSite, whole: Answer) 
             answer = connection.answer()
             assert answer.status == 304
             field_names = {name for name in answer.headers if not name.startswith("x-pacifica-")}
-            assert field_names == {"server", "date", "etag", "cache-control"}
+            assert field_names == {"server", "date", "etag", "cache-control", "x-request-id"}
             assert answer.headers["etag"] == etag
             connection.get("/")  # the connection stays usable: there was no body
             assert connection.answer().status == 200

@@ -10,7 +10,9 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
 
 from cartd.http.access_log import MAX_REJECTION_TEXT, log_rejection
+from cartd.tracing import LogContext
 
+CONTEXT = LogContext(request_id="0123456789abcdef")
 PEER = IPv4Address("TCP", "192.0.2.7", 4321)
 FORGED = '2026-11-24T06:30:56+0000 [cartd.rejection_log#info] Refused 401 198.51.100.9 "GET /" ""'
 
@@ -19,17 +21,17 @@ def log_lines(
     code: int, message: str = "Why", limit: str | None = None, **request: Any
 ) -> list[str]:
     with capturedLogs() as entries:
-        log_rejection(code, message, limit, **{"peer": PEER, **request})
+        log_rejection(code, message, limit, **{"peer": PEER, "context": CONTEXT, **request})
     return [formatEvent(entry) for entry in entries]
 
 
 def test_rejection_logs_status_address_request_and_reason() -> None:
     [line] = log_lines(404, "No cart", method=b"GET", target=b"/a?filename=b")
-    assert line == 'Refused 404 192.0.2.7 "GET /a?filename=b" "No cart"'
+    assert line == 'Refused 404 192.0.2.7 "GET /a?filename=b" "No cart" 0123456789abcdef'
 
 
 def test_rejection_before_a_request_is_logged() -> None:
-    assert log_lines(400, "No HTTP") == ['Refused 400 192.0.2.7 "" "No HTTP"']
+    assert log_lines(400, "No HTTP") == ['Refused 400 192.0.2.7 "" "No HTTP" 0123456789abcdef']
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 405, 408, 413, 429, 431])
@@ -73,14 +75,16 @@ def test_the_address_is_an_ip_address_or_none(peer: Any, expected: str) -> None:
 def test_client_text_cannot_break_out_of_its_quotes(text: str) -> None:
     target = text.encode("utf-8", "surrogatepass")
     with capturedLogs() as entries:
-        log_rejection(401, text, None, peer=PEER, method=b"GET", target=target)
+        log_rejection(401, text, None, peer=PEER, context=CONTEXT, method=b"GET", target=target)
     [line] = map(formatEventAsClassicLogText, entries)
     assert line is not None and line.endswith("\n")
     assert line[:-1].isascii() and line[:-1].isprintable()
     _, _, strings = line[:-1].partition(" 192.0.2.7 ")
     request_line, end = json.JSONDecoder().raw_decode(strings)
     assert request_line == "GET " + target.decode("latin-1")
-    assert json.loads(strings[end + 1 :]) == text
+    reason, end = json.JSONDecoder().raw_decode(strings, end + 1)
+    assert reason == text
+    assert strings[end:] == f" {CONTEXT.request_id}"
 
 
 def test_log_line_length_is_limited() -> None:

@@ -13,6 +13,7 @@ from twisted.web.http_headers import Headers
 
 from cartd import runtime
 from cartd.http.access_log import AccessLog
+from cartd.tracing import LogContext
 from tests.support.running_cartd import command, running_cartd
 
 EVENT = {"log_time": 1.5, "log_level": LogLevel.info, "log_namespace": "a.b"}
@@ -42,7 +43,17 @@ def test_a_logger_given_to_twistd_is_kept(own: bool) -> None:
 
 
 def note(log: AccessLog, request: bytes) -> None:
-    log.log_request(None, "-", request, 200, sent=1, length=b"2", headers=Headers(), seconds=0.0)
+    log.log_request(
+        None,
+        "-",
+        request,
+        200,
+        sent=1,
+        length=b"2",
+        headers=Headers(),
+        seconds=0.0,
+        context=LogContext(),
+    )
 
 
 def test_requests_of_one_iteration_are_one_log_event(
