@@ -49,6 +49,7 @@ from cartd.runtime import StopSignals, raise_nofile_limit, tune_interpreter, use
 from cartd.sending.sendfile import DownloadSender
 from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.status.documents import DocumentRules, StatusDocuments
+from cartd.status.events import Events
 from cartd.status.listing import FileLists
 from cartd.store import (
     SchemaCondition,
@@ -118,7 +119,14 @@ class Cartd(Service):
             reactor.seconds,
             DocumentRules(config.public_url, config.lru_buffer_time, config.lru_purge),
         )
-        api = Api(self._documents, recovered=components.recovery.wait_until_recovered)
+        self._events = Events(
+            components.store, self._documents, reactor, limit=config.max_event_streams
+        )
+        api = Api(
+            self._documents,
+            self._events,
+            recovered=components.recovery.wait_until_recovered,
+        )
         carts_api = CartsApi(
             self._submissions,
             FileLists(components.store),
@@ -250,6 +258,7 @@ class Cartd(Service):
     async def _end_work(self) -> None:
         self._submissions.close()
         self._components.health.begin_stop()
+        self._events.stop()
         self._components.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)

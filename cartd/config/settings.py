@@ -259,6 +259,16 @@ class Config:
             "Maximum number of client connections from one address; for IPv6, from one /64 network."
         ),
     )
+    max_event_streams: int = setting(
+        "server",
+        default="1000",
+        parse=parsers.integer(0, 1_000_000),
+        unit="streams",
+        description=(
+            "Maximum number of open event streams, each of which is one of the connections;"
+            " further clients poll. 0 disables events."
+        ),
+    )
 
     # [cartd]
     volume_path: Path = setting(

@@ -14,9 +14,11 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from cartd.errors import INTERNAL_ERROR, CartdError
-from cartd.http.request import prepare_error
+from cartd.http.event_stream import send_events, set_stream_headers
+from cartd.http.request import header_field, prepare_error
 from cartd.http.routes import static_response, viewer_of
 from cartd.status.documents import StatusDocuments
+from cartd.status.events import Events, parse_event_id
 
 CARTS = "/-/carts"
 
@@ -24,16 +26,21 @@ log = Logger()
 
 
 class Api:
-    """Klein routes for :class:`StatusDocuments`."""
+    """Klein routes for :class:`StatusDocuments` and :class:`Events`."""
 
     app = Klein()
     app.url_map.strict_slashes = False
 
     def __init__(
-        self, documents: StatusDocuments, *, recovered: Callable[[], Awaitable[None]]
+        self,
+        documents: StatusDocuments,
+        events: Events,
+        *,
+        recovered: Callable[[], Awaitable[None]],
     ) -> None:
         """All requests wait for ``recovered()``."""
         self._documents = documents
+        self._events = events
         self._recovered = recovered
 
     @app.route(f"{CARTS}/<uid>", methods=["GET"])
@@ -41,6 +48,22 @@ class Api:
         await self._recovered()
         body = encode(await self._documents.newest(viewer_of(request), uid))
         return static_response(request, body, f'"{sha256(body).hexdigest()[:32]}"')
+
+    @app.route(f"{CARTS}/<uid>/events", methods=["GET"])
+    async def events(self, request: Request, uid: str) -> bytes:
+        await self._recovered()
+        viewer = viewer_of(request)
+        if request.method == b"HEAD":
+            await self._documents.newest(viewer, uid)
+            set_stream_headers(request)
+            return b""
+        seen = parse_event_id(header_field(request, "Last-Event-ID"))
+        async with self._events.subscribe(viewer, uid, seen) as subscription:
+            if subscription is None:
+                request.setResponseCode(204)
+            else:
+                await send_events(request, subscription)
+        return b""
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:

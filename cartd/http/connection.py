@@ -12,6 +12,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from cartd.http import origins
+from cartd.http.event_stream import EventProducer
 from cartd.http.request import REQUEST_ID, RequestChannel, serialize_error
 from cartd.http.request_limits import EarlyResponse, Limits, setting_name
 from cartd.tracing import LogContext
@@ -35,6 +36,8 @@ class State(Enum):
     """The request is complete, and has no response yet or a short one."""
     SENDING = auto()
     """A producer sends the response, such as a cart."""
+    STREAMING = auto()
+    """Events are sent, now and then."""
     REJECTED = auto()
     """An error was sent; input is ignored until the connection is closed."""
     LOST = auto()
@@ -46,6 +49,7 @@ class _Event(Enum):
     HEAD_END = auto()
     BODY_END = auto()
     SENDING_START = auto()
+    STREAMING_START = auto()
     SENDING_END = auto()
     RESPONSE_END = auto()
     REJECT = auto()
@@ -60,6 +64,8 @@ _TRANSITIONS: Final[dict[tuple[State, _Event], State]] = {
     (State.BODY, _Event.BODY_END): State.RESPONSE,
     (State.RESPONSE, _Event.SENDING_START): State.SENDING,
     (State.SENDING, _Event.SENDING_END): State.RESPONSE,
+    (State.RESPONSE, _Event.STREAMING_START): State.STREAMING,
+    (State.STREAMING, _Event.SENDING_END): State.RESPONSE,
     (State.RESPONSE, _Event.RESPONSE_END): State.IDLE,
     **{(state, _Event.REJECT): State.REJECTED for state in _OPEN},
     **{(state, _Event.LOSE): State.LOST for state in State},
@@ -241,6 +247,10 @@ class LimitedChannel(RequestChannel):
             late = self._late("The client read too little in", "stall_timeout")
             self._serialize(late, self._log_context())
             self.transport.abortConnection()
+        elif timeout is Timeout.EVENTS:
+            late = EarlyResponse(408, f"Events were not read for {EVENTS_TIMEOUT:g} s")
+            self._serialize(late, self._log_context())
+            self.transport.abortConnection()
         elif timeout is Timeout.HEADER:
             self.reject(self._late("The head is incomplete after", "header_timeout"))
         elif timeout is Timeout.BODY:
@@ -273,13 +283,13 @@ class LimitedChannel(RequestChannel):
         self._abort_call = call
 
     def disconnect(self) -> None:
-        """Close the connection after its response was sent; abort it during a download.
+        """Close the connection after its response was sent; abort it during a download or stream.
 
         An abort discards all bytes that the client has not read, even of a finished download.
         """
         if self._state is State.LOST or self.transport is None:
             return
-        if self._state is State.SENDING:
+        if self._state in (State.SENDING, State.STREAMING):
             self.transport.abortConnection()
         else:
             self.loseConnection()
@@ -297,7 +307,8 @@ class LimitedChannel(RequestChannel):
         self.transport.write(b"".join(head))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        self._handle(_Event.SENDING_START)
+        events = isinstance(producer, EventProducer)
+        self._handle(_Event.STREAMING_START if events else _Event.SENDING_START)
         super().registerProducer(producer, streaming)
 
     def unregisterProducer(self) -> None:
@@ -316,6 +327,8 @@ class LimitedChannel(RequestChannel):
     def on_send_pause(self, paused: bool, sent: int) -> None:
         if self._state is State.SENDING:
             self._timeouts.on_send_pause(paused, sent)
+        elif self._state is State.STREAMING:
+            self._timeouts.on_events_pause(paused)
 
     def _bytes_sent(self) -> int:
         return self.requests[0].sentLength if self.requests else 0
@@ -328,6 +341,8 @@ def _named_setting(setting: str | None) -> str:
 MIN_PROGRESS = 64 * 2**10
 """Bytes of a download that a client must read within ``stall_timeout``.  Otherwise a client that
 reads one byte at a time would keep its cart pinned for ever."""
+EVENTS_TIMEOUT = 60.0
+"""Seconds in which a client must receive the events that fill the buffers of its connection."""
 
 
 class Timeout(Enum):
@@ -343,6 +358,8 @@ class Timeout(Enum):
     """Waiting for more of the body, limited by ``idle_timeout``."""
     STALL = auto()
     """Waiting for the client to read more of the response."""
+    EVENTS = auto()
+    """Waiting for the client to read the events sent so far, limited by ``EVENTS_TIMEOUT``."""
 
 
 _IN_BODY = (Timeout.BODY, Timeout.IDLE)
@@ -424,6 +441,16 @@ class Timeouts:
             self._start(Timeout.STALL, self._stall_left)
         elif self._deadline != inf:
             self._stall_left = max(self._deadline - self._clock.seconds(), 0.0)
+            self._deadline = inf
+
+    def on_events_pause(self, paused: bool) -> None:
+        """Run the timeout of events while the client has not read those that were sent.
+
+        None runs between events: a stream is silent for as long as its cart does not change.
+        """
+        if paused:
+            self._start(Timeout.EVENTS, EVENTS_TIMEOUT)
+        else:
             self._deadline = inf
 
     def stop(self) -> None:

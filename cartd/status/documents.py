@@ -19,6 +19,7 @@ from cartd.model import (
     UNFINISHED,
     Cart,
     CartDetails,
+    CartFile,
     CartStatus,
     FileStatus,
     Viewer,
@@ -125,16 +126,7 @@ class StatusDocuments:
             files = await self._store.statuses.files(
                 cart.id, status=FileStatus.ERROR, limit=FIRST_FAILED
             )
-            self._failed[key] = [
-                FailedFile(
-                    position=file.position,
-                    id=file.archive_id,
-                    path=file.path,
-                    error=file.error,
-                    problem=UNSET if file.problem is None else file.problem,
-                )
-                for file in files
-            ]
+            self._failed[key] = [failed_file(file) for file in files]
             if len(self._failed) > FAILED_CACHE_SIZE:
                 self._failed.popitem(last=False)
         return self._failed[key]
@@ -260,6 +252,17 @@ class _Queues:
         )
         self._read_at = started
         return self._queue
+
+
+def failed_file(file: CartFile) -> FailedFile:
+    """Return what a document says of a file that could not be staged."""
+    return FailedFile(
+        position=file.position,
+        id=file.archive_id,
+        path=file.path,
+        error=file.error,
+        problem=UNSET if file.problem is None else file.problem,
+    )
 
 
 def _files(cart: Cart, details: CartDetails, pace: Pace) -> Files:

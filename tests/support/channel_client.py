@@ -50,10 +50,15 @@ class Download(Resource):
 class Connected:
     """A client's connection to a site, with a clock that the test advances."""
 
-    def __init__(self, threads: ThreadRunner | None = None, **changed: Any) -> None:
+    def __init__(
+        self,
+        threads: ThreadRunner | None = None,
+        download: Download | None = None,
+        **changed: Any,
+    ) -> None:
         self.limits = limits(**{"max_manifest_size": 100, **changed})
         self.clock = Clock()
-        self.download = Download()
+        self.download = download or Download()
         self.site = LimitedSite(
             self.download, REQUEST_RULES, self.clock, self.limits, threads=threads or InThisThread()
         )

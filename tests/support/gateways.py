@@ -33,13 +33,16 @@ def running_nginx(directory: Path, locations: str) -> Iterator[int]:
 
 
 @contextmanager
-def running_haproxy(directory: Path, backend: str) -> Iterator[Path]:
-    """Run HAProxy with one ``backend`` named b; yield its statistics socket."""
+def running_haproxy(directory: Path, backend: str, port: int | None = None) -> Iterator[Path]:
+    """Run HAProxy with one ``backend`` named b; yield its statistics socket.
+
+    It listens on ``port``, or on any.
+    """
     control, config = directory / "haproxy.sock", directory / "haproxy.cfg"
     config.write_text(
         f"global\n  stats socket {control}\n"
         "defaults\n  mode http\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n"
-        f"frontend f\n  bind 127.0.0.1:{free_port()}\n  default_backend b\n"
+        f"frontend f\n  bind 127.0.0.1:{port or free_port()}\n  default_backend b\n"
         f"backend b\n{backend}\n"
     )
     with _ended(["haproxy", "-db", "-f", str(config)]):

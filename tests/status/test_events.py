@@ -1,0 +1,472 @@
+"""The watcher of carts and the subscriptions to their events, on a test clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from cartd.errors import CartNotFound, Problem, Unavailable
+from cartd.model import UNRESTRICTED, Cart, FileFailure, Viewer
+from cartd.status import events as module
+from cartd.status.document import Status
+from cartd.status.documents import StatusDocuments
+from cartd.status.events import (
+    COMMENT,
+    COMMENT_INTERVAL,
+    MAX_DURATION,
+    MAX_FAILURES,
+    MIN_INTERVAL,
+    OUTAGE_COMMENT,
+    POLL_INTERVAL,
+    REFRESH_INTERVAL,
+    SLICE,
+    Events,
+    Subscription,
+    parse_event_id,
+)
+from tests.support.event_client import Event, parsed
+from tests.support.sqlite_store import SqliteStore
+from tests.support.volume_parts import begin, failure_of, logged, result_of
+
+pytest_plugins = ("tests.support.database_fixtures",)
+
+
+class Client:
+    """Takes events as soon as they are there, unless it is paused."""
+
+    def __init__(self, events: Events, uid: str, seen: int | None, viewer: Viewer) -> None:
+        self.subscription: Subscription | None = None
+        self.taken: list[bytes] = []
+        self.outcome = begin(self._follow(events, uid, seen, viewer))
+
+    async def _follow(self, events: Events, uid: str, seen: int | None, viewer: Viewer) -> str:
+        async with events.subscribe(viewer, uid, seen) as self.subscription:
+            if self.subscription is None:
+                return "finished"
+            while (data := await self.subscription.next()) is not None:
+                self.taken.append(data)
+        return "ended"
+
+    @property
+    def events(self) -> list[Event]:
+        return parsed(b"".join(self.taken))
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+    def pause(self) -> None:
+        assert self.subscription is not None
+        self.subscription.pause()
+
+    def resume(self) -> None:
+        assert self.subscription is not None
+        self.subscription.resume()
+
+
+class Site:
+    """A store, and the watcher of its carts."""
+
+    def __init__(self, store: SqliteStore, limit: int = 100) -> None:
+        self.store = store
+        self.clock = Clock()
+        self.queries = 0
+        """How many times versions were read."""
+        self.built: list[int] = []
+        """The carts whose documents were built."""
+        self._documents = StatusDocuments(store, lambda: 0.0, self.clock.seconds)
+        self._versions = store.statuses.versions
+        store.statuses.versions = self._count_versions  # type: ignore[method-assign]
+        self.events = Events(store, self, self.clock, limit=limit)
+
+    async def for_carts(self, cart_ids: Sequence[int]) -> dict[int, Status]:
+        self.built += cart_ids
+        return await self._documents.for_carts(cart_ids)
+
+    async def _count_versions(self, cart_ids: Sequence[int]) -> dict[int, int]:
+        self.queries += 1
+        return await self._versions(cart_ids)
+
+    def post(self, uid: str = "u", **more: Any) -> Cart:
+        """Post a cart of two files that this process stages."""
+        cart = self.store.post(uid, {f"{uid}-{name}": b"data" for name in "ab"}, **more)
+        return self.store.lease_to(cart, "me", until=1e9)
+
+    def change(self, cart: Cart) -> None:
+        result_of(self.store.progress.record_tape(cart.id, "me", 2, now=0.0))
+
+    def fail(self, cart: Cart, position: int = 0) -> None:
+        errors = [FileFailure(position, "it is not there", Problem.FILE_NOT_IN_ARCHIVE)]
+        result_of(self.store.progress.record_file_errors(cart.id, "me", errors))
+
+    def finish(self, cart: Cart) -> None:
+        result_of(self.store.progress.record_ready(cart.id, "me", volume_bytes=8, now=0.0))
+
+    def client(
+        self, uid: str = "u", seen: int | None = None, viewer: Viewer = UNRESTRICTED
+    ) -> Client:
+        return Client(self.events, uid, seen, viewer)
+
+    def advance(self, seconds: float) -> None:
+        """Advance the clock in small steps, until all that is due then is done."""
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.clock.advance(min(POLL_INTERVAL / 4, end - self.clock.seconds()))
+        self.settle()
+
+    def settle(self) -> None:
+        while any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+            self.clock.advance(0)
+
+
+@pytest.fixture
+def site(sqlite_store: SqliteStore) -> Site:
+    return Site(sqlite_store)
+
+
+def test_the_first_status_is_there_at_once(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    [event] = client.events
+    [document] = result_of(site.for_carts([cart.id])).values()
+    assert (event.name, event.id) == ("status", str(document.version))
+    assert (event.json["uid"], event.json["status"]) == ("u", "staging")
+
+
+def test_a_change_is_sent_within_a_poll(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    site.advance(10)
+    assert client.names == ["status"]
+    site.change(cart)
+    site.advance(POLL_INTERVAL)
+    assert client.names == ["status", "status"]
+    assert int(client.events[1].id) > int(client.events[0].id)
+    assert "tape" in client.events[1].json["message"]
+
+
+def test_a_cart_has_at_most_one_status_a_second_and_none_is_late(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    sent = [site.clock.seconds()]
+    for _ in range(200):
+        site.change(cart)
+        site.advance(0.1)
+        sent += [site.clock.seconds()] * (len(client.events) - len(sent))
+    gaps = [later - earlier for earlier, later in pairwise(sent)]
+    assert len(sent) > 12
+    assert min(gaps) > MIN_INTERVAL - 1e-6
+    assert max(gaps) < 1.5
+
+
+def test_one_query_and_one_document_serve_all_streams(site: Site) -> None:
+    carts = [site.post(uid) for uid in ("u", "v", "w")]
+    clients = [site.client(uid) for uid in ("u", "v", "w") for _ in range(5)]
+    site.advance(2)
+    site.queries, site.built = 0, []
+    site.change(carts[0])
+    site.advance(POLL_INTERVAL)
+    assert (site.queries, site.built) == (1, [carts[0].id])
+    assert [len(client.events) for client in clients] == [2] * 5 + [1] * 10
+    assert len({id(client.taken[-1]) for client in clients[:5]}) == 1
+
+
+def test_another_client_of_a_watched_cart_costs_no_document(site: Site) -> None:
+    site.post()
+    site.client()
+    site.built = []
+    assert site.client().names == ["status"]
+    assert site.built == []
+
+
+def test_nothing_runs_without_streams(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    site.finish(cart)
+    site.advance(2)
+    assert client.outcome == ["ended"] and site.events.count == 0
+    site.advance(POLL_INTERVAL)
+    queries = site.queries
+    site.advance(100)
+    assert site.queries == queries and not site.clock.getDelayedCalls()
+    assert site.client().names == ["end"]
+
+
+def test_the_end_has_the_last_document_and_ends_the_stream(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    site.advance(0.9)
+    site.change(cart)
+    site.finish(cart)
+    site.advance(1)
+    assert client.names == ["status", "end"] and client.outcome == ["ended"]
+    assert client.events[-1].json["status"] == "ready"
+
+
+def test_a_client_of_a_finished_cart_gets_the_end(site: Site) -> None:
+    site.finish(site.post())
+    client = site.client()
+    assert client.names == ["end"] and client.outcome == ["ended"]
+
+
+def test_a_client_that_has_the_end_gets_nothing(site: Site) -> None:
+    site.finish(site.post())
+    last = int(site.client().events[-1].id)
+    assert site.client(seen=last).outcome == ["finished"]
+    assert site.client(seen=last - 1).names == ["end"]
+    assert site.events.count == 0
+
+
+def test_a_client_that_reconnects_gets_the_present_status(site: Site) -> None:
+    cart = site.post()
+    first = site.client().events[0]
+    assert site.client(seen=int(first.id)).events == [first]
+    site.change(cart)
+    site.advance(2)
+    [event] = site.client(seen=int(first.id)).events
+    assert event.name == "status" and int(event.id) > int(first.id)
+
+
+def test_new_failures_are_events_of_their_own(site: Site) -> None:
+    cart = site.post()
+    site.fail(cart, 1)
+    early = site.client()
+    site.fail(cart, 0)
+    site.advance(2)
+    late = site.client()
+    site.advance(2)
+    assert early.names == ["status", "file", "status"] and late.names == ["status"]
+    _, failure, status = early.events
+    assert failure.json == {
+        "position": 0,
+        "id": "u-a",
+        "path": "dir/u-a",
+        "error": "it is not there",
+        "problem": "file-not-in-archive",
+    }
+    assert failure.id == early.events[0].id
+    assert status.json["files"]["failed"] == 2
+
+
+def test_a_failure_comes_before_the_end(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    failed = site.store.progress.record_error(
+        cart.id, "me", "It failed", position=1, file_error="it is damaged", now=0.0
+    )
+    result_of(failed)
+    site.advance(2)
+    assert client.names == ["status", "file", "end"]
+    assert client.events[-1].json["status"] == "error"
+
+
+def test_failures_of_a_slow_client_are_bounded() -> None:
+    subscription = Subscription(Clock())
+    subscription.pause()
+    for number in range(10):
+        subscription.offer(
+            [b"event: file\ndata: 1\n\n"] * 30, b"event: status\ndata: %d\n\n" % number
+        )
+    subscription.resume()
+    data = result_of(subscription.next())
+    assert data is not None
+    events = parsed(data)
+    assert len(events) == MAX_FAILURES + 1
+    assert events[-1].json == 9
+
+
+def test_a_slow_client_gets_only_the_newest_status(site: Site) -> None:
+    cart = site.post()
+    slow, fast = site.client(), site.client()
+    slow.pause()
+    for _ in range(20):
+        site.change(cart)
+        site.advance(2)
+    assert len(slow.events) == 1 and len(fast.events) == 21
+    slow.resume()
+    assert slow.events[1:] == [fast.events[-1]]
+
+
+def test_a_slow_client_gets_the_end_when_it_reads(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    client.pause()
+    site.finish(cart)
+    site.advance(10)
+    assert client.names == ["status"] and not client.outcome
+    client.resume()
+    assert client.names == ["status", "end"] and client.outcome == ["ended"]
+
+
+def test_a_silent_stream_gets_comments(site: Site) -> None:
+    site.post()
+    client = site.client()
+    site.advance(COMMENT_INTERVAL + POLL_INTERVAL)
+    assert client.taken[1:] == [COMMENT]
+    site.advance(10 * COMMENT_INTERVAL)
+    assert 9 <= client.taken[1:].count(COMMENT) == len(client.taken) - 1 <= 11
+
+
+def test_a_document_that_changes_without_its_cart_is_sent(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.post()
+    client = site.client()
+
+    async def with_another_message(cart_ids: Sequence[int]) -> dict[int, Status]:
+        found = await site._documents.for_carts(cart_ids)
+        return {number: _with_message(one, "2 carts before it") for number, one in found.items()}
+
+    monkeypatch.setattr(site, "for_carts", with_another_message)
+    site.advance(REFRESH_INTERVAL - 1)
+    assert len(client.events) == 1
+    site.advance(2)
+    assert client.events[1].json["message"] == "2 carts before it"
+    assert client.events[1].id == client.events[0].id
+    site.advance(REFRESH_INTERVAL * 3)
+    assert len(client.events) == 2
+
+
+def _with_message(document: Status, message: str) -> Status:
+    values = {name: getattr(document, name) for name in document.__struct_fields__}
+    return Status(**{**values, "message": message})
+
+
+def test_an_outage_of_the_database_keeps_the_stream(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    with site.store.unavailable():
+        with pytest.raises(Unavailable):
+            result_of(site.store.leases.release_all("nobody"))
+        site.advance(2 * COMMENT_INTERVAL)
+        comments = client.taken[1:]
+        assert set(comments) == {OUTAGE_COMMENT} and 2 <= len(comments) <= 3
+    site.change(cart)
+    site.advance(60)
+    assert client.names == ["status", "status"] and not client.outcome
+
+
+def test_a_deleted_cart_ends_its_stream(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    assert result_of(site.store.removals.mark_deleted(cart.id, 0.0))
+    site.advance(2)
+    assert client.outcome == ["ended"] and client.names[-1] == "end"
+    assert client.events[-1].json["status"] == "deleted"
+    assert isinstance(failure_of(site.client().outcome), CartNotFound)
+
+
+def test_a_cart_whose_rows_are_gone_ends_its_stream(site: Site) -> None:
+    cart = site.post()
+    client = site.client()
+    site.store.query("DELETE FROM file WHERE cart_id = ?", cart.id)
+    site.store.query("DELETE FROM cart WHERE id = ?", cart.id)
+    site.advance(2)
+    assert client.outcome == ["ended"] and client.names == ["status"]
+
+
+def test_unknown_carts_and_those_of_others_are_not_found(site: Site) -> None:
+    site.post("hers", owner="alice")
+    assert site.client("hers", viewer=Viewer("alice", sees_all=False)).names == ["status"]
+    bob = Viewer("bob", sees_all=False)
+    for client in (site.client("hers", viewer=bob), site.client("none"), site.client("a\0b")):
+        assert isinstance(failure_of(client.outcome), CartNotFound)
+    assert site.events.count == 1
+
+
+def test_the_number_of_streams_is_limited(sqlite_store: SqliteStore) -> None:
+    site = Site(sqlite_store, limit=2)
+    cart = site.post()
+    first = [site.client(), site.client()]
+    error = failure_of(site.client().outcome)
+    assert isinstance(error, Unavailable) and error.limit == "server.max_event_streams"
+    site.finish(cart)
+    site.advance(2)
+    assert [client.outcome for client in first] == [["ended"]] * 2
+    assert site.client().names == ["end"]
+
+
+def test_a_stop_ends_all_streams_at_once(site: Site) -> None:
+    site.post()
+    running, slow = site.client(), site.client()
+    slow.pause()
+    site.events.stop()
+    assert running.outcome == slow.outcome == ["ended"]
+    assert isinstance(failure_of(site.client().outcome), Unavailable)
+    assert not site.clock.getDelayedCalls() and site.events.count == 0
+
+
+def test_many_streams_of_a_cart_are_served_in_slices(site: Site) -> None:
+    cart = site.post()
+    clients = [site.client() for _ in range(2 * SLICE + 1)]
+    site.advance(2)
+    counts = []
+
+    def other_event() -> None:
+        counts.append(sum(len(client.taken) == 2 for client in clients))
+        if counts[-1] < len(clients):
+            site.clock.callLater(0, other_event)
+
+    site.change(cart)
+    site.clock.callLater(POLL_INTERVAL, other_event)
+    site.clock.advance(POLL_INTERVAL)
+    assert sorted({*counts} - {0}) == [SLICE, 2 * SLICE, 2 * SLICE + 1]
+
+
+def test_a_stop_ends_streams_that_wait_for_their_slice(site: Site) -> None:
+    cart = site.post()
+    clients = [site.client() for _ in range(3 * SLICE)]
+    site.advance(2)
+    ended = []
+
+    def stop() -> None:
+        ended.append(sum(client.outcome == ["ended"] for client in clients))
+        if ended[-1]:
+            site.events.stop()
+        else:
+            site.clock.callLater(0, stop)
+
+    site.finish(cart)
+    site.clock.callLater(POLL_INTERVAL, stop)
+    site.clock.advance(POLL_INTERVAL)
+    assert ended[-1] == SLICE
+    assert all(client.outcome == ["ended"] for client in clients)
+    assert not site.clock.getDelayedCalls()
+
+
+def test_a_stream_is_closed_after_its_time_for_the_client_to_reconnect(site: Site) -> None:
+    site.post()
+    client = site.client()
+    client.pause()
+    site.clock.advance(MAX_DURATION - 1)
+    assert not client.outcome
+    site.advance(2)
+    assert client.outcome == ["ended"]
+
+
+def test_an_unexpected_failure_is_logged_and_the_streams_stay(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cart = site.post()
+    client = site.client()
+    monkeypatch.setattr(module, "encode", lambda _: 1 / 0)
+    site.change(cart)
+    with logged() as lines:
+        site.advance(10)
+    monkeypatch.undo()
+    assert len([line for line in lines if line.get("log_failure")]) == 1
+    site.advance(20)
+    assert client.names == ["status", "status"] and not client.outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("7", 7), ("0", 0), (None, None), ("", None), ("-1", None), ("7 ", None), ("\u0667", None),
+     ("x", None), ("9" * 5000, None)],
+)  # fmt: skip
+def test_only_the_id_of_an_event_is_a_version(text: str | None, version: int | None) -> None:
+    assert parse_event_id(text) == version
