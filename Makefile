@@ -22,7 +22,7 @@ help:
 	@echo "make api-check  test cartd with requests from its OpenAPI description for MINUTES=60"
 	@echo "make bench  compare the performance of cartd with other tools (bench/README.md)"
 	@echo "make check  formatting, lint, types, import layers and known vulnerabilities"
-	@echo "make docs   write the tables of docs/configuration.md from cartd/config/settings.py"
+	@echo "make docs   write the pages and tables in docs/ that are generated from the code"
 	@echo "make audit  check requirements.txt for known vulnerabilities"
 	@echo "make clean  remove what the other targets created"
 
@@ -72,6 +72,7 @@ fuzz: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m tests.support.configuration_page
+	$(BIN)/python -m tests.support.problems_page
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak --minutes $(MINUTES) $(if $(SEED),--seed "$(SEED)")

@@ -128,6 +128,17 @@ class CartNotFound(CartdError):
     problem = Problem.NO_SUCH_CART
 
 
+class CartFailed(CartdError):
+    """The cart is in error; the message is the reason."""
+
+    problem = Problem.CART_FAILED
+
+    def __init__(self, reason: str, cause: str | None) -> None:
+        """``cause``: the :class:`Problem` that the cart failed with, if it is known."""
+        super().__init__(reason)
+        self.cause = cause
+
+
 class PreconditionFailed(CartdError):
     """A precondition of the request is false; nothing was done (RFC 9110, section 13.1)."""
 

@@ -30,7 +30,7 @@ from urllib.parse import unquote
 import msgspec
 
 from cartd.checksum import digest_size
-from cartd.errors import InvalidInput, TooLarge
+from cartd.errors import InvalidManifest, TooLarge
 
 ID_LIMIT = 1024
 """Maximum bytes of an archive id."""
@@ -117,7 +117,7 @@ def parse(
     """Parse a manifest (JSON in UTF-8, with or without a byte order mark).
 
     The last one of duplicate keys counts.  ``require_hashsum`` rejects entries with an empty hash
-    sum.  Raises only InvalidInput, whose message begins with the place of the fault, as
+    sum.  Raises only InvalidManifest, whose message begins with the place of the fault, as
     ``fileids[3].hashtype``, and TooLarge for more than ``max_entries``.
     """
     check_entries(body, max_entries)
@@ -147,13 +147,13 @@ def _decode(body: bytes) -> _Posted:
         _check_utf8(body)
         return _posted.decode(body.removeprefix(_BOM))
     except msgspec.ValidationError as error:
-        raise InvalidInput(_reason(error, "")) from None
+        raise InvalidManifest(_reason(error, "")) from None
     except _DECODE_ERRORS as error:
-        raise InvalidInput(describe_lone_surrogate(body) or _reason(error, "")) from None
+        raise InvalidManifest(describe_lone_surrogate(body) or _reason(error, "")) from None
 
 
 def _check_utf8(body: bytes) -> None:
-    """Raise InvalidInput if ``body`` is not UTF-8: msgspec does not check ignored strings."""
+    """Raise InvalidManifest if ``body`` is not UTF-8: msgspec does not check ignored strings."""
     if body.isascii():
         return
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -164,7 +164,7 @@ def _check_utf8(body: bytes) -> None:
         except UnicodeDecodeError as error:
             # The decoder's input begins with the incomplete character of the block before.
             at = end - len(error.object) + error.start
-            raise InvalidInput(describe_invalid_utf8(body, at)) from None
+            raise InvalidManifest(describe_invalid_utf8(body, at)) from None
 
 
 def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntry]:
@@ -172,7 +172,7 @@ def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntr
         return _posted_entries.decode(b"[" + b",".join(raws) + b"]")
     except _DECODE_ERRORS as error:
         if len(raws) == 1:
-            raise InvalidInput(_reason(error, f"fileids[{first}]")) from None
+            raise InvalidManifest(_reason(error, f"fileids[{first}]")) from None
     # Decode them one by one, to find the position of the invalid one.
     return [_decode_entries([raw], first + offset)[0] for offset, raw in enumerate(raws)]
 
@@ -194,8 +194,8 @@ def _reason(error: Exception, entry: str) -> str:
     return f"{place or 'manifest'}: {what[:1].lower()}{what[1:].replace('`', '')}"
 
 
-def _fault(position: int, key: str, reason: str) -> InvalidInput:
-    return InvalidInput(f"fileids[{position}].{key}: {reason}")
+def _fault(position: int, key: str, reason: str) -> InvalidManifest:
+    return InvalidManifest(f"fileids[{position}].{key}: {reason}")
 
 
 def _ids(posted: Sequence[_PostedEntry], first: int) -> list[str]:
@@ -294,7 +294,7 @@ def _hash_sum(hash_sum: str, digits: int, position: int) -> str:
     return lower
 
 
-def _duplicate_path(entries: Iterable[Entry]) -> InvalidInput:
+def _duplicate_path(entries: Iterable[Entry]) -> InvalidManifest:
     first: dict[str, int] = {}
     for position, entry in enumerate(entries):
         other = first.setdefault(entry.path, position)
@@ -303,7 +303,7 @@ def _duplicate_path(entries: Iterable[Entry]) -> InvalidInput:
     raise AssertionError("no path is there twice")
 
 
-def _file_and_directory(entries: Iterable[Entry], path: str) -> InvalidInput:
+def _file_and_directory(entries: Iterable[Entry], path: str) -> InvalidManifest:
     file = next(at for at, entry in enumerate(entries) if entry.path == path)
     below = next(at for at, entry in enumerate(entries) if entry.path.startswith(path + "/"))
     if file < below:

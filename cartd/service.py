@@ -38,6 +38,7 @@ from cartd.http.carts import CartsApi
 from cartd.http.monitoring import Monitoring
 from cartd.http.pages import Pages
 from cartd.http.paths import REQUEST_RULES, Routes
+from cartd.http.problem_pages import ProblemPages
 from cartd.http.request_limits import Limits
 from cartd.http.routes import Rest
 from cartd.http.server import LimitedSite, listen
@@ -143,13 +144,16 @@ class Cartd(Service):
             now=components.now,
         )
         self._site = LimitedSite(
-            Routes(rest, api, carts_api, Monitoring(components.health), pages=pages),
+            Routes(
+                rest, api, carts_api, Monitoring(components.health), ProblemPages(), pages=pages
+            ),
             REQUEST_RULES,
             reactor,
             _limits(config),
             authenticator,
             allowed_hosts=config.allowed_hosts,
             allowed_origins=config.allowed_origins,
+            public_url=config.public_url,
             request_id_peers=(*config.auth_trusted_proxies, *config.log_request_id_proxies),
             threads=components.threads,
         )

@@ -19,7 +19,15 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cartd.errors import CartdError, CartNotFound, Unavailable, VolumeNotWritable, VolumeUnavailable
+from cartd.errors import (
+    CartdError,
+    CartFailed,
+    CartNotFound,
+    Problem,
+    Unavailable,
+    VolumeNotWritable,
+    VolumeUnavailable,
+)
 from cartd.http.headers import default_filename, top_folder
 from cartd.http.ranges import Conditions, Decision, Representation, evaluate_conditions
 from cartd.integrity.repair import Repair
@@ -46,6 +54,7 @@ class NotReady(CartdError):
     """The cart is not ready for download yet."""
 
     code = 202
+    problem = Problem.NOT_READY
 
     def __init__(self, cart: Cart) -> None:
         super().__init__("The cart is not ready for download.")
@@ -443,5 +452,5 @@ def _check_ready(cart: Cart | None) -> Cart:
     if cart.status in UNFINISHED:
         raise NotReady(cart)
     if cart.status == CartStatus.ERROR:
-        raise CartdError(cart.error)
+        raise CartFailed(cart.error, cart.problem)
     return cart

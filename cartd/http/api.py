@@ -8,21 +8,16 @@ from typing import Any
 
 from klein import Klein
 from msgspec.json import encode
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
-from werkzeug.exceptions import HTTPException
 
-from cartd.errors import INTERNAL_ERROR, CartdError
 from cartd.http.event_stream import send_events, set_stream_headers
-from cartd.http.request import header_field, prepare_error
+from cartd.http.request import failure_response, header_field
 from cartd.http.routes import static_response, viewer_of
 from cartd.status.documents import StatusDocuments
 from cartd.status.events import Events, parse_event_id
 
 CARTS = "/-/carts"
-
-log = Logger()
 
 
 class Api:
@@ -69,14 +64,3 @@ class Api:
     def failed(self, request: Any, failure: Failure) -> bytes:
         """Return the error response for any exception of a route."""
         return failure_response(request, failure)
-
-
-def failure_response(request: Any, failure: Failure) -> bytes:
-    """Return the error response for an exception of a route."""
-    error = failure.value
-    if isinstance(error, CartdError):
-        return prepare_error(request, error.code, str(error), error.limit)
-    if isinstance(error, HTTPException):
-        return prepare_error(request, 404, "Not Found")
-    log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
-    return prepare_error(request, 500, INTERNAL_ERROR)

@@ -11,7 +11,8 @@ from twisted.web.server import Request
 
 from cartd.carts.submit import Submissions
 from cartd.errors import CartNotFound, InvalidInput
-from cartd.http.api import CARTS, failure_response
+from cartd.http.api import CARTS
+from cartd.http.request import failure_response
 from cartd.http.routes import viewer_of
 from cartd.http.streaming import send_pieces
 from cartd.model import Cart, FileStatus

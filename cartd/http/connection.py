@@ -10,6 +10,7 @@ from typing import Any, Final
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
 
 from cartd.http import origins
 from cartd.http.event_stream import EventProducer
@@ -17,6 +18,7 @@ from cartd.http.request import REQUEST_ID, RequestChannel, serialize_error
 from cartd.http.request_limits import EarlyResponse, Limits, setting_name
 from cartd.tracing import LogContext
 
+NO_HEADERS: Final = Headers()
 CLOSE_TIMEOUT = 15.0
 """Seconds a connection may take to close, while its last response is still being sent."""
 
@@ -212,21 +214,20 @@ class LimitedChannel(RequestChannel):
 
     def _serialize(self, response: EarlyResponse, context: LogContext) -> bytes:
         """Return the error with all its headers, and log the rejection."""
-        headers = [*response.headers, *self._request_id(context)]
+        sent = self.requests[-1].requestHeaders if self.requests else NO_HEADERS
+        headers = self._request_id(context)
         if self.requests:
-            sent = self.requests[-1].requestHeaders
-            headers = [*headers, *origins.cors_headers(sent, self.rules.allowed_origins)]
+            headers += origins.cors_headers(sent, self.rules.allowed_origins)
         method, target, _ = self.first_line()
         return serialize_error(
             self.getPeer(),
-            response.code,
-            response.message,
-            response.limit,
-            headers,
+            response,
             context=context,
+            headers=headers,
             method=method,
             target=target,
-            logged=response.logged,
+            accept=sent.getRawHeaders(b"accept", []),
+            problem_base=self.rules.problem_base,
         )
 
     def _reject_head(self, what: str, limit: str, maximum: int) -> None:

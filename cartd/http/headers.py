@@ -13,6 +13,7 @@ import re
 import string
 import time
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -33,6 +34,23 @@ def escape_header(text: str) -> str:
         return text
     text = text.encode("ascii", "backslashreplace").decode()
     return "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in text)
+
+
+_QUALITY = re.compile(rb"[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+"""A weight (RFC 9110, section 12.4.2)."""
+
+
+def quality_of(accept: Sequence[bytes], media_type: bytes) -> float:
+    """Return the weight of a media type that Accept names; 0 if it is not named.
+
+    ``accept``: the values of the header.  Ranges such as ``*/*`` name no type.
+    """
+    for item in b",".join(accept).lower().split(b","):
+        name, *parameters = item.split(b";")
+        if name.strip() == media_type:
+            weights = filter(None, (_QUALITY.fullmatch(one.strip()) for one in parameters))
+            return next((float(weight[1]) for weight in weights), 1.0)
+    return 0.0
 
 
 TAR_SUFFIX = ".tar"

@@ -14,6 +14,7 @@ from cartd.http.api import Api
 from cartd.http.carts import CartsApi
 from cartd.http.monitoring import HEALTHY_PATH, READY_PATH, Monitoring
 from cartd.http.pages import ASSET_PATH, Pages, prefers_html
+from cartd.http.problem_pages import ProblemPages
 from cartd.http.request_limits import RequestRules, route_path
 from cartd.http.routes import PUBLIC_PATHS, Rest
 from cartd.model import check_uid
@@ -92,7 +93,7 @@ def _find(paths: _Paths, path: Sequence[str]) -> PathRules | None:
     return None
 
 
-APPS = (Rest.app, Api.app, CartsApi.app, Monitoring.app)
+APPS = (Rest.app, Api.app, CartsApi.app, Monitoring.app, ProblemPages.app)
 """The API."""
 _PAGE_PATHS = _read_routes(Pages.variants)
 _PATHS = {path: rules for app in (*APPS, Pages.app) for path, rules in _read_routes(app).items()}

@@ -20,12 +20,23 @@ from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
+from werkzeug.exceptions import HTTPException
 
 from cartd.auth import Authenticator, TrustedPeers, peer_of
-from cartd.errors import CartdError, NoCredentials, error_body, reason_phrase
+from cartd.errors import (
+    INTERNAL_ERROR,
+    CartdError,
+    CartFailed,
+    Fault,
+    InvalidManifest,
+    NoCredentials,
+    Problem,
+    reason_phrase,
+)
 from cartd.http import origins
 from cartd.http.access_log import log_rejection
 from cartd.http.headers import NO_STORE, escape_header
+from cartd.http.problems import ErrorFacts, serialize
 from cartd.http.request_limits import (
     EarlyResponse,
     Limits,
@@ -235,7 +246,7 @@ class ValidatedRequest(BaseRequest):
             if isinstance(found, CartdError):
                 logged = not isinstance(found, NoCredentials)
                 headers = authenticator.headers(found)
-                self._reject(EarlyResponse(found.code, str(found), None, headers, logged=logged))
+                self._reject(EarlyResponse.of(found, headers, logged=logged))
             else:
                 self.set_user(found)
 
@@ -389,7 +400,8 @@ class AuthResource(Resource):
 
 def _reject_unauthenticated(request: Any, error: CartdError) -> None:
     logged = not isinstance(error, NoCredentials)
-    body = prepare_error(request, error.code, str(error), logged=logged)
+    early = EarlyResponse.of(error, logged=logged)
+    body = prepare_early(request, early)
     if request.method != b"HEAD":
         request.write(body)
     request.finish()
@@ -407,36 +419,48 @@ RETRYABLE = frozenset({429, 503})
 
 def serialize_error(
     peer: IAddress | None,
-    code: int,
-    message: str,
-    limit: str | None = None,
-    headers: Headers = (),
+    response: EarlyResponse,
     *,
     context: LogContext,
+    headers: Headers = (),
     method: bytes = b"",
     target: bytes = b"",
-    logged: bool = True,
+    accept: Sequence[bytes] = (),
+    problem_base: str | None = None,
 ) -> bytes:
     """Return a complete HTTP response that closes the connection, and log the rejection.
 
-    For input that is no complete request.  ``method`` and ``target`` are as received; empty if
-    they were not.  ``logged``: whether the rejection log gets a line.
+    For input that is no complete request.  ``method``, ``target`` and ``accept``, the values of
+    Accept, are as received; empty if they were not.  ``headers`` are added to those of the
+    response.  ``problem_base``: see :class:`RequestRules`.
 
     Pacifica's clients read the status of a cart from two headers of every response to HEAD.  These
     are also set while the method is unknown, as it may be HEAD.
     """
-    if logged:
+    code, message, limit = response.code, response.message, response.limit
+    if response.logged:
         log_rejection(
             code, message, limit, peer=peer, context=context, method=method, target=target
         )
-    body = b"" if code == HTTPStatus.NO_CONTENT else error_body(code, message, limit)
+    content_type, body = b"", b""
+    if code != HTTPStatus.NO_CONTENT:
+        facts = ErrorFacts(
+            code=code,
+            message=message,
+            limit=limit,
+            problem=response.problem,
+            retry_after=int(RETRY_AFTER) if code in RETRYABLE else None,
+            request_id=context.request_id,
+        )
+        content_type, body = serialize(facts, target, accept, problem_base)
+    headers = [*response.headers, *headers]
     if code in RETRYABLE:
         headers = [*headers, (b"Retry-After", RETRY_AFTER.encode())]
     date = (b"Date", datetimeToString())
     headers = [date, (b"Cache-Control", NO_STORE.encode()), *headers]
     if body:
         length = b"%d" % len(body)
-        content = [(b"Content-Type", b"application/json"), (b"Content-Length", length)]
+        content = [(b"Content-Type", content_type), (b"Content-Length", length)]
         headers = [*headers, *content]
     if method in (b"HEAD", b"") and code >= HTTPStatus.BAD_REQUEST:
         headers = [*headers, *_status_headers(message)]
@@ -447,10 +471,53 @@ def serialize_error(
     return b"HTTP/1.1 %d %s\r\nConnection: close\r\n%s\r\n%s" % (code, name, fields, body)
 
 
+def failure_response(request: Request, failure: Failure) -> bytes:
+    """Set status and headers of the response to an exception of a route; return its body."""
+    error = failure.value
+    if isinstance(error, CartdError):
+        return prepare_failure(request, error)
+    if isinstance(error, HTTPException):
+        # An unknown path, or a redirect by Klein.
+        return prepare_error(request, 404, "Not Found")
+    log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+    return prepare_error(request, 500, INTERNAL_ERROR)
+
+
+def prepare_failure(request: Request, error: CartdError) -> bytes:
+    """Set status and headers of the response to an error; return its body."""
+    return prepare_error(
+        request,
+        error.code,
+        str(error),
+        error.limit,
+        problem=error.problem,
+        faults=error.faults if isinstance(error, InvalidManifest) else (),
+        cause=error.cause if isinstance(error, CartFailed) else None,
+    )
+
+
+def prepare_early(request: Request, early: EarlyResponse) -> bytes:
+    """Set status and headers of an early response that is an error; return its body."""
+    return prepare_error(
+        request, early.code, early.message, early.limit, problem=early.problem, logged=early.logged
+    )
+
+
 def prepare_error(
-    request: Request, code: int, message: str, limit: str | None = None, *, logged: bool = True
+    request: Request,
+    code: int,
+    message: str,
+    limit: str | None = None,
+    *,
+    problem: Problem | None = None,
+    faults: Sequence[Fault] = (),
+    cause: str | None = None,
+    logged: bool = True,
 ) -> bytes:
-    """Set status and headers of an error response; return its body."""
+    """Set status and headers of an error response; return its body.
+
+    The arguments are those of :class:`cartd.http.problems.ErrorFacts`.
+    """
     if logged:
         log_rejection(
             code,
@@ -461,10 +528,25 @@ def prepare_error(
             method=request.method,
             target=request.uri,
         )
-    body = error_body(code, message, limit)
+    facts = ErrorFacts(
+        code=code,
+        message=message,
+        limit=limit,
+        problem=problem,
+        faults=faults,
+        cause=cause,
+        retry_after=int(RETRY_AFTER) if code in RETRYABLE else None,
+        request_id=getattr(request, "request_id", None),
+    )
+    content_type, body = serialize(
+        facts,
+        request.uri,
+        request.requestHeaders.getRawHeaders(b"accept", []),
+        request.channel.rules.problem_base if isinstance(request, ValidatedRequest) else None,
+    )
     request.setResponseCode(code, reason_phrase(code).encode() or None)
     request.setHeader(b"Cache-Control", NO_STORE)
-    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Content-Type", content_type)
     request.setHeader(b"Content-Length", b"%d" % len(body))
     if code in RETRYABLE:
         request.setHeader(b"Retry-After", RETRY_AFTER.encode())
@@ -486,6 +568,6 @@ def _respond(request: Request, early: EarlyResponse) -> Any:
         request.setResponseCode(early.code)
         request.finish()  # otherwise Twisted adds Content-Length, which 204 must not have
         return NOT_DONE_YET
-    body = prepare_error(request, early.code, early.message, early.limit)
+    body = prepare_early(request, early)
     # Twisted logs a line if a response to HEAD has a body.
     return b"" if request.method == b"HEAD" else body

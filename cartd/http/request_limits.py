@@ -27,7 +27,7 @@ from twisted.web.http_headers import Headers
 
 from cartd.config import Config
 from cartd.deferreds.threads import ThreadRunner
-from cartd.errors import CartdError, InvalidInput
+from cartd.errors import CartdError, InvalidInput, Problem
 from cartd.http import origins
 
 
@@ -92,6 +92,19 @@ class EarlyResponse:
     headers: Sequence[tuple[bytes, bytes]] = ()
     logged: bool = True
     """Whether the rejection log gets a line."""
+    problem: Problem | None = None
+    """None: it follows from the status and the limit."""
+
+    @classmethod
+    def of(
+        cls,
+        error: CartdError,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        logged: bool = True,
+    ) -> EarlyResponse:
+        """Return the response for an error."""
+        return cls(error.code, str(error), error.limit, headers, logged, error.problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +131,9 @@ class RequestRules:
     """Allowed origins of cross-origin requests."""
     origins_setting: str = ""
     """The setting of ``allowed_origins``, for error messages."""
+    problem_base: str | None = None
+    """The URL before the paths of the problem pages; empty for relative URLs, None without pages:
+    then errors are never problem details (:mod:`cartd.http.problems`)."""
 
 
 def path_segments(target: bytes) -> list[bytes]:
@@ -155,7 +171,7 @@ def validate_head(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
             or _check_body(head, rules)
         )
     except CartdError as error:
-        return EarlyResponse(error.code, str(error), error.limit)
+        return EarlyResponse.of(error)
 
 
 def _check_framing(head: RequestHead) -> EarlyResponse | None:
@@ -184,6 +200,7 @@ def _check_origin(head: RequestHead, rules: RequestRules) -> EarlyResponse | Non
             403,
             f"Cross-origin changes are forbidden: add the origin to {rules.origins_setting}; if the"
             " origin is the service's own, let the proxy forward the Host header",
+            problem=Problem.CROSS_SITE,
         )
     return None
 

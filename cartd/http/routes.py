@@ -21,7 +21,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
-from werkzeug.exceptions import HTTPException
 
 from cartd import __version__
 from cartd.carts.download import Download, Downloads, NotReady, TarDescription
@@ -29,9 +28,11 @@ from cartd.carts.submit import Submissions
 from cartd.errors import (
     INTERNAL_ERROR,
     CartdError,
+    CartFailed,
     DiskUnavailable,
     FileUnreadable,
     InvalidInput,
+    Problem,
     RangeNotSatisfiable,
     VolumeDamaged,
     VolumeNotWritable,
@@ -44,6 +45,7 @@ from cartd.http.headers import (
     content_disposition,
     escape_header,
 )
+from cartd.http.problems import PROBLEMS
 from cartd.http.ranges import (
     CONDITIONAL,
     UNCONDITIONAL,
@@ -57,6 +59,7 @@ from cartd.http.ranges import (
 from cartd.http.request import (
     RETRY_AFTER,
     LimitedRequest,
+    failure_response,
     header_field,
     prepare_error,
 )
@@ -74,7 +77,7 @@ def _load_openapi() -> bytes:
 
 OPENAPI_PATH = "/-/openapi.json"
 """No uid begins with ``-``, so this path cannot be that of a cart."""
-PUBLIC_PATHS = frozenset({"/", OPENAPI_PATH})
+PUBLIC_PATHS = frozenset({"/", OPENAPI_PATH, PROBLEMS, f"{PROBLEMS}/<name>"})
 """The paths of the routes that need no authentication."""
 
 OPENAPI = _load_openapi()
@@ -132,7 +135,7 @@ class Rest:
             cart = await self._submissions.find(viewer_of(request), uid)
             _set_status_headers(request, cart)
             if cart.status == CartStatus.ERROR:
-                return _error_response(request, 500, cart.error)
+                raise CartFailed(cart.error, cart.problem)
             request.setResponseCode(204)
             if cart.status != CartStatus.READY or (name is None and cart.bytes_total is None):
                 return b""  # a cart of Pacifica has no sizes until it is measured
@@ -253,17 +256,14 @@ class Rest:
         if isinstance(error, NotReady):
             if conditions_of(request).is_conditional:
                 # A client that resumes would mistake a 2xx for the rest of the tar.
-                return _error_response(request, 503, str(error))
+                _remove_download_headers(request, 503)
+                return prepare_error(request, 503, str(error), problem=Problem.NOT_READY)
             # Not an error: plain text, as in Pacifica Cartd, with Retry-After.
             set_header(request, "Retry-After", RETRY_AFTER)
             return response(request, 202, "text/plain", str(error).encode())
-        if isinstance(error, CartdError):
-            return _error_response(request, error.code, str(error), error.limit)
-        if isinstance(error, HTTPException):
-            # An unknown path, or a redirect by Klein.
-            return _error_response(request, 404, "Not Found")
-        log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
-        return _error_response(request, 500, INTERNAL_ERROR)
+        code = error.code if isinstance(error, CartdError) else 500
+        _remove_download_headers(request, code)
+        return failure_response(request, failure)
 
 
 def _log_damage(result: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdError:
@@ -445,11 +445,6 @@ def static_response(
 
 def _json_response(request: Request, answer: dict[str, str]) -> bytes:
     return response(request, request.code, "application/json", json.dumps(answer).encode())
-
-
-def _error_response(request: Request, code: int, message: str, limit: str | None = None) -> bytes:
-    _remove_download_headers(request, code)
-    return prepare_error(request, code, message, limit)
 
 
 def response(request: Request, code: int, content_type: str, body: bytes) -> bytes:

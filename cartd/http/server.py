@@ -19,6 +19,7 @@ from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from twisted.internet import defer, tcp
@@ -60,6 +61,7 @@ from cartd.http.request import (
     serialize_error,
 )
 from cartd.http.request_limits import (
+    EarlyResponse,
     Limits,
     RequestRules,
     TempFileLimit,
@@ -90,23 +92,27 @@ class LimitedSite(Site, RequestSite):
         allowed_hosts: Collection[str] = (),
         allowed_origins: Collection[str] = (),
         request_id_peers: Sequence[Network] = (),
+        public_url: str | None = None,
         threads: ThreadRunner,
     ) -> None:
         """``rules``: the methods and access of the paths of ``routes``.
 
-        ``allowed_hosts``: the allowed values of Host; with an ``authenticator`` any is allowed.
-        Pages of ``allowed_origins`` may send cross-origin requests.  The request ids that
+        ``allowed_hosts``: the allowed values of Host, beside that of ``public_url``, the URL of the
+        service if it is known; with an ``authenticator`` any is allowed.  Pages of
+        ``allowed_origins`` may send cross-origin requests.  The request ids that
         ``request_id_peers`` send are taken over.  ``threads`` write long bodies.
         """
+        own = {urlsplit(public_url).hostname or ""} if public_url else set()
         rules = replace(
             rules,
             max_body=limits.max_manifest_size,
-            allowed_hosts=frozenset(allowed_hosts)
+            allowed_hosts=frozenset(allowed_hosts) | own
             if authenticator is None
             else frozenset({ANY_HOST}),
             hosts_setting="[server] allowed_hosts",
             allowed_origins=frozenset(allowed_origins),
             origins_setting="[server] allowed_origins",
+            problem_base=public_url or "",
         )
         super().__init__(
             RequestNormalizer(
@@ -236,7 +242,12 @@ class LimitedSite(Site, RequestSite):
         context = LogContext()
         headers = [(REQUEST_ID, context.request_id.encode("ascii"))]
         return self._overflow.build_protocol(
-            serialize_error(addr, code, message, setting_name(limit), headers, context=context)
+            serialize_error(
+                addr,
+                EarlyResponse(code, message, setting_name(limit)),
+                context=context,
+                headers=headers,
+            )
         )
 
 

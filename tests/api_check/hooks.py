@@ -103,18 +103,28 @@ def after_call(context: HookContext, case: Case, response: Response) -> None:
 
 @schemathesis.check
 def errors_have_one_form(ctx: CheckContext, response: Response, case: Case) -> None:
-    """Every error is JSON of the one form, whatever the request was."""
+    """Every error is JSON of the one form of its path, whatever the request was."""
     if response.status_code < 400:
         return
     [content_type] = response.headers["content-type"]
-    assert content_type == "application/json", content_type
+    is_problem = case.path.startswith("/-/") or _asks_for_problem(response)
+    assert content_type == ("application/problem+json" if is_problem else "application/json")
     if response.request.method == "HEAD":
         return
     said = response.json()
+    if is_problem:
+        assert said["status"] == response.status_code, said
+        assert said["detail"] and said["type"].startswith("/-/problems/"), said
+        return
     limit = {"limit"} & said.keys()
     assert said.keys() == {"status", "message", "traceback", "version"} | limit, said
     assert said["status"].startswith(f"{response.status_code} "), said
     assert said["message"] and said["traceback"] == "", said
+
+
+def _asks_for_problem(response: Response) -> bool:
+    accepted = {name.lower(): value for name, value in response.request.headers.items()}
+    return "problem+json" in str(accepted.get("accept", ""))
 
 
 @schemathesis.check
@@ -130,6 +140,7 @@ def server_errors_are_those_of_carts(ctx: CheckContext, response: Response, case
     if response.request.method == "HEAD":
         [message] = response.headers["x-pacifica-message"]
     else:
-        message = cast("dict[str, Any]", response.json())["message"]
+        said = cast("dict[str, Any]", response.json())
+        message = said["detail"] if "detail" in said else said["message"]
     assert response.request.method in ("GET", "HEAD"), message
     assert message.startswith("Failed to stage "), message

@@ -98,7 +98,7 @@ def test_every_reference_resolves_and_every_component_is_used() -> None:
 
 def test_the_operations_are_the_routes_of_the_service() -> None:
     routes = {
-        f"{method} {rule.rule.replace('<uid>', '{uid}')}"
+        f"{method} {rule.rule.replace('<', '{').replace('>', '}')}"
         for app in APPS
         for rule in app.url_map.iter_rules()
         for method in rule.methods or ()

@@ -19,7 +19,6 @@ from cartd.http.routes import OPENAPI
 from tests.api_check.running import check, prepare
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import entry
-from tests.support.wire import assert_is_error
 
 DOCUMENT = schemathesis.openapi.from_dict(json.loads(OPENAPI))
 CONFORMS = [
@@ -83,7 +82,7 @@ def test_the_service_returns_the_document(site: CartSite) -> None:
     assert site.cartd.request("HEAD", "/-/openapi.json").headers["content-length"] == str(
         len(answer.body)
     )
-    assert_is_error(site.cartd.delete("-/openapi.json"), 405, "Method not allowed")
+    assert site.cartd.delete("-/openapi.json").status == 405
     ask(site, "GET", "/-/openapi.json", 200)
 
 

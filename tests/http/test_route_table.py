@@ -16,6 +16,7 @@ from cartd.http.paths import PathRules, allowed_methods, is_public
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}
 PATHS = [
     "", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w",
+    "-/problems", "-/problems/x", "-/problems/x/y",
     "-/carts/u", "-/carts/u/x", "x/carts/u", "-/carts/u/form", "-/static/x",
     "-/healthy", "-/ready", "-/health", "-/ready/x",
 ]  # fmt: skip
@@ -66,6 +67,8 @@ def test_every_public_path_is_listed() -> None:
     assert {path for path, rules in paths._PATHS.items() if rules.public} == {
         (),
         ("-", "openapi.json"),
+        ("-", "problems"),
+        ("-", "problems", "<name>"),
         ("-", "healthy"),
         ("-", "ready"),
         ("-", "static", "<name>"),

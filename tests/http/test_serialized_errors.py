@@ -10,6 +10,7 @@ import pytest
 from twisted.internet.address import IPv4Address
 
 from cartd.http.request import serialize_error
+from cartd.http.request_limits import EarlyResponse
 from cartd.tracing import LogContext
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1234)
@@ -18,7 +19,9 @@ PEER = IPv4Address("TCP", "192.0.2.1", 1234)
 @pytest.mark.parametrize(("code", "comes_again"), [(413, 0), (401, 0), (429, 1), (503, 1)])
 def test_error_is_complete_and_has_retry_after_if_retryable(code: int, comes_again: int) -> None:
     answer = serialize_error(
-        PEER, code, "Why", "server.some", [(b"WWW-Authenticate", b"Basic")], context=LogContext()
+        PEER,
+        EarlyResponse(code, "Why", "server.some", [(b"WWW-Authenticate", b"Basic")]),
+        context=LogContext(),
     )
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
@@ -32,21 +35,22 @@ def test_error_is_complete_and_has_retry_after_if_retryable(code: int, comes_aga
 
 @pytest.mark.parametrize("method", [b"HEAD", b""], ids=["HEAD", "before the request"])
 def test_error_to_head_has_status_headers(method: bytes) -> None:
-    answer = serialize_error(PEER, 503, "Wh\xe9\r\ny", context=LogContext(), method=method)
+    answer = serialize_error(
+        PEER, EarlyResponse(503, "Wh\xe9\r\ny"), context=LogContext(), method=method
+    )
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\nX-Pacifica-Status: error\r\n" in head
     assert b"\r\nX-Pacifica-Message: Wh\\xe9\\x0d\\x0ay" in head
     assert bool(body) == (method == b"")
     assert b"X-Pacifica" not in serialize_error(
-        PEER, 503, "Why", context=LogContext(), method=b"GET"
+        PEER, EarlyResponse(503, "Why"), context=LogContext(), method=b"GET"
     )
 
 
 @pytest.mark.parametrize("code", [204, 400, 401, 408, 413, 429, 431, 503])
 def test_every_error_has_a_date(code: int) -> None:
-    head = (
-        serialize_error(PEER, code, "Why", context=LogContext()).partition(b"\r\n\r\n")[0].decode()
-    )
+    response = serialize_error(PEER, EarlyResponse(code, "Why"), context=LogContext())
+    head = response.partition(b"\r\n\r\n")[0].decode()
     [date] = [line[6:] for line in head.split("\r\n") if line.startswith("Date: ")]
     sent_at = parsedate_to_datetime(date)
     assert abs(datetime.now(UTC) - sent_at) < timedelta(hours=1)

@@ -231,7 +231,7 @@ def test_every_configuration_that_is_shown_is_accepted(page: Path) -> None:
 def test_the_requests_are_those_explained() -> None:
     explained = {row[0].strip("`") for row in rows(section(DOCS / "rest.md", "REST reference"))}
     there = {
-        f"{method} {rule.rule.replace('<uid>', 'UID')}"
+        f"{method} {re.sub('<(.*?)>', lambda name: name[1].upper(), rule.rule)}"
         for app in APPS
         for rule in app.url_map.iter_rules()
         for method in rule.methods or ()
