@@ -73,6 +73,7 @@ fuzz: $(READY)
 docs: $(READY)
 	$(BIN)/python -m tests.support.configuration_page
 	$(BIN)/python -m tests.support.problems_page
+	$(BIN)/python -m tests.support.metrics_table
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak --minutes $(MINUTES) $(if $(SEED),--seed "$(SEED)")

@@ -36,6 +36,7 @@ setup(
         "httptools>=0.6.4",
         "klein>=24.8",
         "msgspec>=0.19,<1",
+        "prometheus-client>=0.24,<1",
         "pyopenssl>=24.3",
         "pyyaml>=6,<7",
         "service-identity>=24.2",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
@@ -27,9 +28,11 @@ from cartd.eviction.evictor import Evictor, SpaceRules
 from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Orphans, Repair
 from cartd.integrity.scrub import CartVerifier
+from cartd.metrics import Metrics
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.staging import StagingContext
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
+from cartd.status.exposition import Exposition, ReactorLag
 from cartd.status.health import (
     ArchiveCheck,
     DatabaseCheck,
@@ -82,7 +85,8 @@ class Components:
         self.now = now
         self._warn = warn
         self.threads = Threads(reactor, THREADS)
-        self.store = Store(config.database_url, reactor)
+        self.metrics = metrics = Metrics()
+        self.store = Store(config.database_url, reactor, metrics)
         self._removal_threads = Threads(reactor, REMOVAL_THREADS)
         self.volume = Volume(
             config.volume_path, self.threads, volume_number, removal_threads=self._removal_threads
@@ -103,6 +107,7 @@ class Components:
             reactor,
             now,
             stall_timeout=STALL_TIMEOUT + config.archive_stall_timeout,
+            metrics=metrics,
         )
         self._outage_status = OutageStatus(
             self.store.progress, self._process_locks.name, reactor, now
@@ -135,11 +140,12 @@ class Components:
             sweep=self.removal.sweep,
             now=now,
             monotonic=reactor.seconds,
+            metrics=metrics,
         )
         self.repair = Repair(
             self.store, self.volume, self.tar_indexes, stage=self.stager.begin, now=now
         )
-        self.verification = CartVerifier(self.store, self.volume)
+        self.verification = CartVerifier(self.store, self.volume, metrics)
         self.orphans = Orphans(self.store.carts, self.volume)
         self.downloads = Downloads(
             self.store,
@@ -186,7 +192,30 @@ class Components:
             head_timeout=config.archive_stall_timeout,
             stall_timeout=config.archive_stall_timeout,
             min_rate=config.archive_min_rate,
+            metrics=metrics,
         )
+        self._semaphore = FairSemaphore(self._concurrency_limit.current, reactor)
+        self.exposition = Exposition(metrics, self.store, self.health, reactor)
+        self.exposition.add_gauges(self._set_gauges)
+        self.reactor_lag = ReactorLag(metrics, reactor)
+
+    def _set_gauges(self) -> None:
+        """Set the gauges of this process."""
+        metrics, config = self.metrics, self.config
+        for pool, threads in (("disk", self.threads), ("removal", self._removal_threads)):
+            metrics.threads_busy.labels(pool).set(threads.busy)
+            metrics.threads_limit.labels(pool).set(threads.limit)
+            metrics.thread_jobs_waiting.labels(pool).set(threads.waiting)
+        metrics.carts_staging.set(self.stager.count())
+        metrics.downloads.set(self.pins.count())
+        metrics.archive_unavailable.set(self._outage_status.cause is not None)
+        metrics.archive_unavailable_seconds.inc(self._outage_status.new_seconds())
+        metrics.slots_in_use.set(self._semaphore.held)
+        metrics.slots_limit.set(self._concurrency_limit.current())
+        metrics.slots_waiting.set(self._semaphore.waiting)
+        metrics.store_unavailable.set(self.store.outage is not None)
+        metrics.volume_reserve.set(config.volume_reserve)
+        metrics.volume_quota.set(inf if config.volume_quota is None else config.volume_quota)
 
     def start(self, *, resume: bool) -> None:
         """Start the threads and the stager; with ``resume``, continue unfinished carts."""
@@ -198,7 +227,7 @@ class Components:
                 _WITHOUT_LOCKS.format(self.config.volume_path, self._process_locks.no_locks_reason)
             )
         self._syncing.start()
-        semaphore = FairSemaphore(self._concurrency_limit.current, self.reactor)
+        semaphore = self._semaphore
         breaker = CircuitBreaker(
             self._archive.status,
             semaphore,
@@ -230,6 +259,7 @@ class Components:
             clock=self.reactor,
             now=self.now,
             share_divisor=self.stager.share_divisor,
+            metrics=self.metrics,
         )
         if resume:
             log.info("Using archive {url}", url=self.config.archive_url)
@@ -255,6 +285,8 @@ class Components:
         return hanging
 
     async def _close(self) -> None:
+        self.reactor_lag.stop()
+        self.exposition.stop()
         await self._with_timeout(Deferred.fromCoroutine(self.health.stop()))
         await self._with_timeout(Deferred.fromCoroutine(self.downloads.stop()))
         await self._with_timeout(Deferred.fromCoroutine(self.removal.stop()))

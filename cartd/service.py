@@ -36,8 +36,9 @@ from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.api import Api
 from cartd.http.carts import CartsApi
 from cartd.http.monitoring import Monitoring
+from cartd.http.origins import ANY_HOST
 from cartd.http.pages import Pages
-from cartd.http.paths import REQUEST_RULES, Routes
+from cartd.http.paths import MONITORING_RULES, REQUEST_RULES, Routes
 from cartd.http.problem_pages import ProblemPages
 from cartd.http.request_limits import Limits
 from cartd.http.routes import Rest
@@ -74,6 +75,9 @@ STOP_TIMEOUT = 30.0
 """Seconds beyond ``shutdown_grace`` after which a stop ends, even if something hangs: the last sync
 may take 20 s, and each of a few steps waits 5 s for a database that does not respond."""
 
+MONITORING_CONNECTIONS = 100
+"""Maximum number of connections to the endpoint of the metrics."""
+
 log = Logger()
 
 
@@ -100,6 +104,7 @@ class Cartd(Service):
             ),
             stage=lambda cart_id: components.stager.begin(cart_id, resumed=False),
             now=components.now,
+            metrics=components.metrics,
         )
         senders = DownloadSender(
             components.threads,
@@ -107,6 +112,7 @@ class Cartd(Service):
             transfer_size=config.transfer_size,
             downloads=components.pins.count,
             max_seconds=config.max_download_time,
+            metrics=components.metrics,
         )
         rest = Rest(
             self._submissions,
@@ -133,6 +139,11 @@ class Cartd(Service):
             FileLists(components.store),
             recovered=components.recovery.wait_until_recovered,
         )
+        limits = _limits(config)
+        exposition = components.exposition if config.metrics_enabled else None
+        monitoring = Monitoring(
+            components.health, exposition if config.metrics_endpoint is None else None
+        )
         pages = Pages(
             components.store,
             self._documents,
@@ -144,19 +155,33 @@ class Cartd(Service):
             now=components.now,
         )
         self._site = LimitedSite(
-            Routes(
-                rest, api, carts_api, Monitoring(components.health), ProblemPages(), pages=pages
-            ),
+            Routes(rest, api, carts_api, monitoring, ProblemPages(), pages=pages),
             REQUEST_RULES,
             reactor,
-            _limits(config),
+            limits,
             authenticator,
             allowed_hosts=config.allowed_hosts,
             allowed_origins=config.allowed_origins,
             public_url=config.public_url,
             request_id_peers=(*config.auth_trusted_proxies, *config.log_request_id_proxies),
             threads=components.threads,
+            metrics=components.metrics,
         )
+        self._monitoring_site = LimitedSite(
+            Monitoring(components.health, exposition, open_to_all=True).app.resource(),
+            MONITORING_RULES,
+            reactor,
+            replace(limits, max_connections=MONITORING_CONNECTIONS),
+            allowed_hosts=[ANY_HOST],
+            threads=components.threads,
+        )
+
+        def set_gauges() -> None:
+            components.metrics.connections.set(self._site.connections)
+            components.metrics.connections_limit.set(limits.max_connections)
+            senders.count_sent()
+
+        components.exposition.add_gauges(set_gauges)
         self._periodic_jobs = [
             Periodic(reactor, config.lru_interval, work)
             for work in (
@@ -188,6 +213,8 @@ class Cartd(Service):
             self._reload_periodically(components.archive_tls.poll)
         self._volume_checked = False
         self._ports: list[IListeningPort] = []
+        self._monitoring_port: IListeningPort | None = None
+        """Open until the end of a stop, to observe it."""
         self._draining: Deferred[None] | None = None
         self._force_stopped = False
         self._stopped: Deferred[None] = Deferred()
@@ -199,20 +226,12 @@ class Cartd(Service):
         # Once more, as twistd sets its own umask when it daemonizes.
         os.umask(self._components.config.umask)
         for description in _endpoints(self._components.config):
-            try:
-                port, tls = listen(
-                    self._components.reactor,
-                    description,
-                    self._site,
-                    umask=self._components.config.umask,
-                )
-            except ConfigError as error:
-                _exit_with(str(error))
+            port = self._listen(description, self._site)
             self._ports.append(port)
             listening.append((description, port.getHost()))
-            if tls is not None:
-                self._reload_periodically(tls.poll)
-            log.info("Listening on {endpoint}", endpoint=description)
+        config = self._components.config
+        if config.metrics_enabled and config.metrics_endpoint is not None:
+            self._monitoring_port = self._listen(config.metrics_endpoint, self._monitoring_site)
         authenticator = self._authenticator
         tokens = authenticator is not None and authenticator.tokens
         for warning in startup_warnings(
@@ -222,6 +241,18 @@ class Cartd(Service):
             proxies=self._components.config.auth_trusted_proxies,
         ):
             log.warn("{warning}", warning=warning)
+
+    def _listen(self, description: str, site: LimitedSite) -> IListeningPort:
+        """Bind one endpoint; exit if that fails."""
+        umask = self._components.config.umask
+        try:
+            port, tls = listen(self._components.reactor, description, site, umask=umask)
+        except ConfigError as error:
+            _exit_with(str(error))
+        if tls is not None:
+            self._reload_periodically(tls.poll)
+        log.info("Listening on {endpoint}", endpoint=description)
+        return port
 
     def _reload_periodically(self, poll: Callable[[ThreadRunner], Awaitable[None]]) -> None:
         """Reload certificates when their files change."""
@@ -237,6 +268,7 @@ class Cartd(Service):
         except OSError as error:
             _exit_with(f"volume_path: it cannot be used: {error}")
         self._components.health.start()
+        self._components.reactor_lag.start()
         for work in self._periodic_jobs:
             work.start()
 
@@ -253,9 +285,13 @@ class Cartd(Service):
         finally:
             try:
                 self._site.close_connections()
+                if self._monitoring_port is not None:
+                    await maybeDeferred(self._monitoring_port.stopListening)
+                self._monitoring_site.close_connections()
             finally:
                 left = await self._components.close()
                 self._site.close_log()
+                self._monitoring_site.close_log()
         if left and self._stop_timer is not None and self._stop_timer.active():
             self._log_hanging(left)
 

@@ -44,6 +44,7 @@ from cartd.archive.responses import (
     transport_error,
 )
 from cartd.errors import ConfigError, one_line
+from cartd.metrics import UNEXPOSED, Metrics
 
 MAX_REDIRECTS = 5
 
@@ -84,8 +85,11 @@ class ArchiveClient:
         head_timeout: float,
         stall_timeout: float,
         min_rate: float = 0.0,
+        metrics: Metrics = UNEXPOSED,
     ) -> None:
         self._client = client
+        self._requests = metrics.archive_requests
+        self._seconds = {method: metrics.archive_seconds.labels(method) for method in _REDIRECTS}
         self._base = _base(base_url)
         self._clock = clock
         self._now = now
@@ -169,7 +173,7 @@ class ArchiveClient:
             unbuffered=True,
             reactor=reactor,
         )
-        expired = False
+        expired, began, code = False, self._clock.seconds(), "none"
 
         def expire() -> None:
             nonlocal expired
@@ -179,6 +183,7 @@ class ArchiveClient:
         timer = self._clock.callLater(self._head_timeout, expire)
         try:
             response: IResponse = await pending
+            code = str(response.code)
             return response
         except CancelledError:
             if not expired:
@@ -192,6 +197,8 @@ class ArchiveClient:
         finally:
             if timer.active():
                 timer.cancel()
+            self._requests.labels(method, code).inc()
+            self._seconds[method].observe(self._clock.seconds() - began)
 
     async def _excerpt(self, response: IResponse) -> bytes:
         return await excerpt(response, self._clock, self._head_timeout)

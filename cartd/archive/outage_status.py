@@ -62,6 +62,10 @@ class OutageStatus:
         self._since: dict[int, float] = {}
         self._cause: str | None = None
         """The cause of the outage; None while no outage is confirmed."""
+        self._begun = 0.0
+        """From when the present outage is not counted yet."""
+        self._past_seconds = 0.0
+        """Seconds of outages that were counted, for :meth:`new_seconds`."""
         self._recorded = False
         """Whether the store may have a cart that waits."""
         self._pending: _Update | None = None
@@ -71,6 +75,18 @@ class OutageStatus:
     def cause(self) -> str | None:
         """The cause of the present outage; None if there is none, or if no cart waits."""
         return self._cause
+
+    def new_seconds(self) -> float:
+        """Return how long outages have lasted since the last call, the present one included."""
+        self._count_seconds()
+        new, self._past_seconds = self._past_seconds, 0.0
+        return new
+
+    def _count_seconds(self) -> None:
+        if self._cause is not None:
+            now = self._clock.seconds()
+            self._past_seconds += now - self._begun
+            self._begun = now
 
     def resume_cart(self, cart: Cart) -> None:
         """Begin to stage a cart, which may have waited before, in another process."""
@@ -97,13 +113,15 @@ class OutageStatus:
 
     def begin(self, cause: str, since: float) -> None:
         """Record the outage for all carts."""
-        self._cause = cause
+        self._count_seconds()
+        self._cause, self._begun = cause, since
         self._recorded = True
         self._submit(_Update(since, cause))
 
     def end(self) -> None:
         """The archive answers: record that no cart waits."""
         self._since.clear()
+        self._count_seconds()
         self._cause = None
         if self._recorded:
             self._recorded = False
@@ -111,6 +129,7 @@ class OutageStatus:
 
     def forget_cause(self) -> None:
         """Record the outage for no further carts; what is recorded stays."""
+        self._count_seconds()
         self._cause = None
 
     async def stop(self) -> None:

@@ -15,6 +15,7 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
 from cartd.errors import CartdError, CartNotFound, Fault, InvalidManifest, Stopping, Unavailable
 from cartd.manifest import Manifest, parse
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.model import MAX_UID_LENGTH, Cart, UserQuota, Viewer, check_uid, uid_may_be_stored
 from cartd.store import Store
 
@@ -85,6 +86,7 @@ class Submissions:
         limits: UserQuota,
         stage: Callable[[int], object],
         now: Callable[[], float],
+        metrics: Metrics = UNEXPOSED,
     ) -> None:
         """``admission_slot`` is :meth:`AdmissionControl.slot`.
 
@@ -103,6 +105,7 @@ class Submissions:
         self._limits = limits
         self._stage = stage
         self._now = now
+        self._posted = metrics.carts_posted
         self._open = True
 
     def close(self) -> None:
@@ -125,6 +128,19 @@ class Submissions:
         :raises QuotaExceeded: the user has reached a limit of unfinished carts.
         :raises Unavailable: the service is stopping, or is staging as many carts as it may.
         """
+        try:
+            return await self._post(viewer, uid, body, check)
+        except CartdError:
+            self._posted.labels("rejected").inc()
+            raise
+
+    async def _post(
+        self,
+        viewer: Viewer,
+        uid: str,
+        body: IO[bytes],
+        check: Callable[[], Awaitable[None]] | None,
+    ) -> Cart:
         if not self._open:
             raise Stopping("The service is stopping; post the cart again in a minute")
         check_uid(uid)
@@ -177,6 +193,7 @@ class Submissions:
             limits=self._limits.applicable_to(viewer),
             refusal=refusal,
         )
+        self._posted.labels("accepted" if new else "repeated").inc()
         if new:
             self._stage(cart.id)
         return cart

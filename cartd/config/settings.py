@@ -606,6 +606,30 @@ class Config:
         ),
     )
 
+    # [metrics]
+    metrics_enabled: bool = setting(
+        "metrics",
+        key="enabled",
+        default="on",
+        parse=parsers.boolean,
+        unit="on or off",
+        description=(
+            "Whether to serve metrics at /-/metrics, for admins; while [auth] is off, for clients"
+            " on the same machine."
+        ),
+    )
+    metrics_endpoint: str | None = setting(
+        "metrics",
+        key="endpoint",
+        default="none",
+        parse=parsers.optional(parsers.endpoint),
+        unit="Twisted endpoint, or none",
+        description=(
+            "Endpoint such as tcp:9464:interface=127.0.0.1 that serves the metrics instead, and the"
+            " health, to every client that reaches it, without a token."
+        ),
+    )
+
     warnings: tuple[str, ...]
     """Lines to log once at the start: what is ignored."""
 

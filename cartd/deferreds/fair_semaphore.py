@@ -40,6 +40,16 @@ class FairSemaphore:
         self._ramp_timer: IDelayedCall | None = None
         self._granting = False
 
+    @property
+    def held(self) -> int:
+        """Slots that are held now."""
+        return self._held
+
+    @property
+    def waiting(self) -> int:
+        """Callers that wait for a slot."""
+        return sum(len(queue) for queues in self._waiting.values() for queue in queues.values())
+
     def slot(self, key: Hashable, owner: Hashable = None) -> AbstractAsyncContextManager[None]:
         """Hold one slot for as long as the block runs."""
         return _Slot(self, key, owner)

@@ -73,6 +73,21 @@ class Threads:
         self._pool.stop()
         return (hanging() or "a thread") if any(thread.is_alive() for thread in threads) else ""
 
+    @property
+    def limit(self) -> int:
+        """Maximum number of threads."""
+        return int(self._pool.max)
+
+    @property
+    def busy(self) -> int:
+        """Threads that work now."""
+        return len(self._pool.working)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a thread."""
+        return int(self._pool.q.qsize())
+
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._pool, work, *args, **kwargs)
 

@@ -15,6 +15,7 @@ from cartd.carts.delete import CannotRemove
 from cartd.carts.download import AccessTimes, Pins
 from cartd.errors import EvictionFailed, NoSpace
 from cartd.eviction.policy import choose, freed, shortfall
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.model import UNFINISHED, Cart, CartStatus, EvictionCandidate
 from cartd.store import Store
 from cartd.volume.remove import RemovalStopped
@@ -58,6 +59,7 @@ class Evictor:
         sweep: Callable[[], Awaitable[None]],
         now: Callable[[], float],
         monotonic: Callable[[], float],
+        metrics: Metrics = UNEXPOSED,
     ) -> None:
         self._store = store
         self._pins = pins
@@ -69,6 +71,7 @@ class Evictor:
         self._evict = evict
         self._sweep = sweep
         self._now = now
+        self._metrics = metrics
         self._eviction_lock = DeferredLock()
         """Held while carts are evicted for a reservation.  Other reservations that need an eviction
         wait in order; those that fit do not wait."""
@@ -274,6 +277,9 @@ class Evictor:
             return 0
         freed = await self._evict(cart)
         if freed:
+            self._metrics.evictions.inc()
+            self._metrics.evicted_bytes.inc(freed)
+            self._metrics.eviction_age.observe(max(self._now() - candidate.used, 0.0))
             self._unremovable.succeeded(cart.id)
             if self._removal_blocked:
                 self._removal_blocked.succeeded(None)

@@ -1,4 +1,4 @@
-"""The routes for monitoring: health, for load balancers and administrators."""
+"""The routes for monitoring: health, for load balancers and administrators, and metrics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from werkzeug.exceptions import HTTPException
 
 from cartd.errors import INTERNAL_ERROR
 from cartd.http.access_log import client_address
-from cartd.http.request import prepare_error
+from cartd.http.request import header_field, prepare_error
 from cartd.http.routes import response, set_header
+from cartd.status.exposition import Exposition
 from cartd.status.health import Health, Level, Readiness
 
 HEALTHY_PATH = "/-/healthy"
 READY_PATH = "/-/ready"
 HEALTH_PATH = "/-/health"
+METRICS_PATH = "/-/metrics"
 PROBE_METHODS = ["GET", "OPTIONS"]
 """Beside HEAD, which Klein adds.  HAProxy probes with OPTIONS unless it is told otherwise."""
 
@@ -33,6 +35,8 @@ ADMINS_ONLY = (
     "Only administrators may read this: authenticate as one. Without [auth], only clients on the"
     " machine of the service may, and not through a proxy"
 )
+
+NO_METRICS = "There are no metrics at this address: see [metrics] in the configuration"
 
 log = Logger()
 
@@ -57,13 +61,20 @@ def may_administer(request: Any) -> bool:
 
 
 class Monitoring:
-    """Klein routes for :class:`Health`."""
+    """Klein routes for :class:`Health` and :class:`Exposition`."""
 
     app = Klein()
     app.url_map.strict_slashes = False
 
-    def __init__(self, health: Health) -> None:
+    def __init__(
+        self, health: Health, exposition: Exposition | None, *, open_to_all: bool = False
+    ) -> None:
+        """``exposition``: None if there are no metrics at this address; ``open_to_all``: everybody
+        may read them.
+        """
         self._health = health
+        self._exposition = exposition
+        self._open_to_all = open_to_all
 
     @app.route(HEALTHY_PATH, methods=PROBE_METHODS)
     def healthy(self, request: Request) -> bytes:
@@ -80,6 +91,18 @@ class Monitoring:
             return prepare_error(request, 403, ADMINS_ONLY)
         document = self._health.document()
         return _json(request, 503 if document.status is Level.FAIL else 200, document)
+
+    @app.route(METRICS_PATH, methods=["GET"])
+    async def metrics(self, request: Any) -> bytes:
+        if self._exposition is None:
+            return prepare_error(request, 404, NO_METRICS)
+        if not (self._open_to_all or may_administer(request)):
+            return prepare_error(request, 403, ADMINS_ONLY)
+        accept = header_field(request, "Accept") or ""
+        body, content_type = await self._exposition.encoded(accept)
+        request.access_logged = False
+        set_header(request, "Vary", "Accept")
+        return response(request, 200, content_type, body)
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:

@@ -95,6 +95,7 @@ def _find(paths: _Paths, path: Sequence[str]) -> PathRules | None:
 
 APPS = (Rest.app, Api.app, CartsApi.app, Monitoring.app, ProblemPages.app)
 """The API."""
+_MONITORING_PATHS = _read_routes(Monitoring.app)
 _PAGE_PATHS = _read_routes(Pages.variants)
 _PATHS = {path: rules for app in (*APPS, Pages.app) for path, rules in _read_routes(app).items()}
 ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
@@ -124,6 +125,17 @@ def is_public(method: bytes, path: Sequence[str]) -> bool:
     rules = path_rules(path)
     return rules.public and method.decode("latin-1") in rules.methods
 
+
+def _monitoring_methods(path: Sequence[str]) -> Sequence[str]:
+    rules = _find(_MONITORING_PATHS, path)
+    return () if rules is None else rules.methods
+
+
+MONITORING_RULES = RequestRules(
+    _monitoring_methods,
+    tuple(sorted({method for rules in _MONITORING_PATHS.values() for method in rules.methods})),
+)
+"""The rules of an endpoint that serves nothing else."""
 
 REQUEST_RULES = RequestRules(
     allowed_methods, ALL_METHODS, is_public=is_public, check_post=check_post

@@ -16,12 +16,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
+import prometheus_client
 from twisted.internet import defer, tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
@@ -68,6 +70,7 @@ from cartd.http.request_limits import (
     setting_name,
 )
 from cartd.http.tls import ServerTls
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.tracing import LogContext
 
 NO_HEADERS = Headers()
@@ -94,6 +97,7 @@ class LimitedSite(Site, RequestSite):
         request_id_peers: Sequence[Network] = (),
         public_url: str | None = None,
         threads: ThreadRunner,
+        metrics: Metrics = UNEXPOSED,
     ) -> None:
         """``rules``: the methods and access of the paths of ``routes``.
 
@@ -125,6 +129,7 @@ class LimitedSite(Site, RequestSite):
         )
         self.timeOut = None  # the channels have their own timeouts
         self._access_log = AccessLog(reactor)
+        self._counts = RequestCounts(metrics)
         self._limits = limits
         self._rules = rules
         self._authenticator = authenticator
@@ -144,13 +149,15 @@ class LimitedSite(Site, RequestSite):
     def log(self, request: Any) -> None:
         """Log a request whose response has ended."""
         request.logged = True
+        code = request.code if request.startedWriting else CLIENT_CLOSED_REQUEST
+        self._counts.count(request.method, code)
         if not request.access_logged:
             return
         self._access_log.log_request(
             request.getClientAddress(),
             "-" if request.authenticated_user is None else request.authenticated_user.name,
             b"%s %s %s" % (request.method, request.uri, request.clientproto),
-            request.code if request.startedWriting else CLIENT_CLOSED_REQUEST,
+            code,
             sent=request.bytes_sent,
             length=_length(request),
             headers=request.requestHeaders,
@@ -184,6 +191,7 @@ class LimitedSite(Site, RequestSite):
         request = channel.requests[-1] if channel.requests else None
         if request is not None:
             request.logged = True
+        self._counts.count(channel.request_line().partition(b" ")[0], code)
         self._access_log.log_request(
             channel.getPeer(),
             "-",
@@ -195,6 +203,11 @@ class LimitedSite(Site, RequestSite):
             seconds=0.0 if request is None else request.seconds,
             context=context,
         )
+
+    @property
+    def connections(self) -> int:
+        """Open connections, without those over a limit."""
+        return self._connection_limits.count
 
     def acceptableProtocols(self) -> list[bytes]:
         """Return the protocols for ALPN: not HTTP/2, where limits and aborts would not work."""
@@ -234,6 +247,7 @@ class LimitedSite(Site, RequestSite):
 
     def _reject_connection(self, addr: IAddress | None, limit: str) -> OverflowProtocol:
         code, whose = (503, "") if limit == "max_connections" else (429, " from your address")
+        self._counts.count_connection(code)
         most = getattr(self._limits, limit)
         message = (
             f"The limit of {most} connections{whose} is reached ({setting_name(limit)});"
@@ -249,6 +263,32 @@ class LimitedSite(Site, RequestSite):
                 headers=headers,
             )
         )
+
+
+KNOWN_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS"})
+"""The methods that metrics have by name; a client can choose any other."""
+
+
+class RequestCounts:
+    """Counts requests and rejections."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._counters: dict[tuple[bytes, int], prometheus_client.Counter] = {}
+        """By method and status: clients poll, and finding one by its labels takes longer."""
+
+    def count(self, method: bytes, code: int) -> None:
+        """Count a request with this response."""
+        key = (method if method in KNOWN_METHODS else b"other", code)
+        if key not in self._counters:
+            self._counters[key] = self._metrics.requests.labels(key[0].decode(), str(code))
+        self._counters[key].inc()
+        if code >= HTTPStatus.BAD_REQUEST:
+            self._metrics.rejections.labels(str(code)).inc()
+
+    def count_connection(self, code: int) -> None:
+        """Count a connection that was rejected before any request."""
+        self._metrics.rejections.labels(str(code)).inc()
 
 
 def _length(request: Any) -> bytes:
@@ -274,24 +314,25 @@ class ConnectionLimits:
     def __init__(self, maximum: int, maximum_per_address: int) -> None:
         self._max = maximum
         self._max_per_address = maximum_per_address
-        self._count = 0
+        self.count = 0
+        """Open connections."""
         self._per_address: Counter[str] = Counter()
 
     def acquire(self, address: IAddress | None) -> str | None:
         """Count one more connection, or return the name of the limit that it would exceed."""
-        if self._count >= self._max:
+        if self.count >= self._max:
             return "max_connections"
         counted = _counted_address(address)
         if counted is not None:
             if self._per_address[counted] >= self._max_per_address:
                 return "max_connections_per_address"
             self._per_address[counted] += 1
-        self._count += 1
+        self.count += 1
         return None
 
     def release(self, address: IAddress | None) -> None:
         """Count one connection less, which :meth:`acquire` had counted."""
-        self._count -= 1
+        self.count -= 1
         counted = _counted_address(address)
         if counted is not None:
             self._per_address[counted] -= 1

@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from cartd.backoff import Backoff
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.model import Cart, CartFile, CartStatus
 from cartd.store import Store
 from cartd.volume import Volume
@@ -55,9 +56,10 @@ class Damage:
 class CartVerifier:
     """Reads carts; changes nothing."""
 
-    def __init__(self, store: Store, volume: Volume) -> None:
+    def __init__(self, store: Store, volume: Volume, metrics: Metrics = UNEXPOSED) -> None:
         self._store = store
         self._volume = volume
+        self._verified = metrics.verified_files
 
     async def damages(self, cart: Cart, read: Callable[[int], Awaitable[None]]) -> list[Damage]:
         """Return all damage of a ready cart, in the order of the manifest.
@@ -68,7 +70,10 @@ class CartVerifier:
         damages = []
         async for files, faults in self._checked(cart, read):
             found = zip(files, faults, strict=True)
-            damages += [Damage(it.position, it.path, fault) for it, fault in found if fault]
+            damaged = [Damage(it.position, it.path, fault) for it, fault in found if fault]
+            self._verified.labels("damaged").inc(len(damaged))
+            self._verified.labels("intact").inc(len(files) - len(damaged))
+            damages += damaged
         return damages
 
     async def _checked(

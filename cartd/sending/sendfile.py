@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -23,7 +24,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from cartd.deferreds.threads import LimitedPool, ThreadRunner
-from cartd.errors import escape
+from cartd.errors import VolumeDamaged, escape
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import (
     TRANSITIONS,
@@ -60,6 +62,7 @@ class DownloadSender:
         transfer_size: int,
         downloads: Callable[[], int],
         max_seconds: float,
+        metrics: Metrics = UNEXPOSED,
     ) -> None:
         self._threads = threads
         self._cached_data_threads = LimitedPool(threads, CACHED_DATA_THREADS)
@@ -67,10 +70,32 @@ class DownloadSender:
         self._transfer_size = transfer_size
         self._downloads = downloads
         self._max_seconds = max_seconds
+        self._metrics = metrics
+        self._counted: dict[Any, int] = {}
+        """By request in progress, the bytes that are counted already."""
+
+    def count_sent(self) -> None:
+        """Count what was sent so far of the downloads in progress, which may take days."""
+        for request in list(self._counted):
+            self._count_sent(request)
+
+    def _count_sent(self, request: Any) -> None:
+        sent: int = request.bytes_sent
+        self._metrics.sent.inc(max(sent - self._counted[request], 0))
+        self._counted[request] = sent
+
+    def _count_end(self, result: T, request: Any) -> T:
+        self._count_sent(request)
+        del self._counted[request]
+        self._metrics.downloads_ended.labels(_outcome(result, request)).inc()
+        return result
 
     def send(self, reader: SendingReader, request: Any) -> Deferred[None]:
         """As :meth:`cartd.sending.sender.BaseSender.start`; ``request`` is a ``LimitedRequest``."""
+        self._metrics.first_byte_seconds.observe(request.seconds)
         sending = self._start(reader, request)
+        self._counted[request] = 0
+        sending.addBoth(self._count_end, request)
         if self._max_seconds > 0 and not sending.called:
             timeout = self._reactor.callLater(self._max_seconds, self._abort, request)
 
@@ -111,6 +136,15 @@ class DownloadSender:
     def _chunk(self) -> int:
         share = CHUNK_MEMORY // max(self._downloads(), 1)
         return max(min(share, self._transfer_size), MIN_CHUNK)
+
+
+def _outcome(result: object, request: Any) -> str:
+    """Return one of ``cartd.metrics.DOWNLOAD_OUTCOMES``."""
+    if not isinstance(result, Failure):
+        return "range" if request.code == HTTPStatus.PARTIAL_CONTENT else "complete"
+    if result.check(ClientDisconnected):
+        return "disconnected"
+    return "damaged" if result.check(VolumeDamaged) else "failed"
 
 
 class SendableRequest(Protocol):

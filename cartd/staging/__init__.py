@@ -16,6 +16,7 @@ from cartd.archive.circuit_breaker import CircuitBreaker
 from cartd.archive.concurrency_limit import AdaptiveLimit
 from cartd.archive.retry import RetryPolicy
 from cartd.deferreds.rate_limit import FairRateLimiter
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.model import Cart
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Store
@@ -51,6 +52,7 @@ class StagingContext:
     """Unix time."""
     share_divisor: Callable[[str | None], int]
     """Return the divisor of page and window sizes for a cart of this owner."""
+    metrics: Metrics = UNEXPOSED
 
     def share(self, cart: Cart, whole: int) -> int:
         """Return the fair share of ``whole`` for ``cart``, which is being staged; at least two."""

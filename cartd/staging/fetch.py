@@ -263,6 +263,7 @@ class FileFetcher:
         try:
             await self._transfer(file, incoming)
             hash_sum = await incoming.finish()
+            self._context.metrics.archive_received.inc(file.size)
         finally:
             self._transfers -= 1
             await incoming.abort()

@@ -152,6 +152,7 @@ class StagingPipeline:
             self._holder,
             lambda: self._context.share(self._cart, PAGE),
             hashed=self._resumed,
+            on_linked=self._context.metrics.files_staged.labels("linked").inc,
         )
 
     async def _find_in_place(self) -> bool:
@@ -179,6 +180,7 @@ class StagingPipeline:
             recorded = await self._context.store.dedup.record_found(
                 self._cart.id, self._holder, found
             )
+            self._context.metrics.files_staged.labels("kept").inc(len(recorded))
             yield len(found), recorded
 
     async def _reserve(self, bytes_total: int) -> None:
@@ -195,9 +197,12 @@ class StagingPipeline:
         await self._context.store.progress.record_staged(
             self._cart.id, self._holder, staged, now=self._context.now()
         )
+        self._context.metrics.files_staged.labels("fetched").inc(len(staged))
 
     async def _record_failed(self, failed: Sequence[FileFailure]) -> None:
         await self._context.store.progress.record_file_errors(self._cart.id, self._holder, failed)
+        for one in failed:
+            self._context.metrics.file_failures.labels(one.problem).inc()
 
     # Finishing
 
@@ -256,6 +261,7 @@ async def link_duplicates(
     page: Callable[[], int],
     *,
     hashed: bool,
+    on_linked: Callable[[int], object],
 ) -> Cart:
     """Link files of ``cart`` to those of other carts, ``page()`` files at a time.
 
@@ -264,7 +270,7 @@ async def link_duplicates(
 
     ``hashed``: link only to files whose hash is right.  For a cart that is restaged, which may have
     been damaged: the damage must not come back from a cart that shares the file.  A new cart trusts
-    the size, as downloads do.
+    the size, as downloads do.  ``on_linked`` is called with the number of files of each page.
 
     :raises LeaseLost: another process has taken over the cart.
     """
@@ -280,6 +286,7 @@ async def link_duplicates(
             shared, reason = await volume.links.link_duplicates(cart, duplicates)
             gone = await store.dedup.record_linked(cart.id, holder, shared)
             linked += len(shared) - len(gone)
+            on_linked(len(shared) - len(gone))
             unlinked = unlinked or reason
             again = await store.dedup.duplicates(cart.id, positions) if gone else []
             duplicates = [duplicate for duplicate in again if duplicate.position in gone]

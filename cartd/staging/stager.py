@@ -30,6 +30,7 @@ from cartd.errors import (
 )
 from cartd.integrity.recovery import Recovery
 from cartd.integrity.repair import invalidate_unreadable
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.model import Cart, FileFailure
 from cartd.staging import StagingContext
 from cartd.staging.pipeline import StagingPipeline
@@ -105,6 +106,7 @@ class Stager:
         now: Callable[[], float],
         *,
         stall_timeout: float = STALL_TIMEOUT,
+        metrics: Metrics = UNEXPOSED,
     ) -> None:
         """``clock`` is for timers; ``now`` returns Unix time, for the dates in the store.
 
@@ -117,6 +119,7 @@ class Stager:
         self._clock = clock
         self._now = now
         self._stall_timeout = stall_timeout
+        self._metrics = metrics
         self._context: StagingContext | None = None
         self._claim_unfinished = False
         self._running: dict[int, Deferred[None]] = {}
@@ -225,6 +228,8 @@ class Stager:
                 # Staged files have been removed meanwhile: retry once.
                 await self._run(context, await self._store.carts.cart(cart_id) or cart, True)
             log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.display_uid)
+            self._metrics.carts_finished.labels("complete").inc()
+            self._metrics.staging_seconds.observe(max(self._now() - cart.created, 0.0))
         except VolumeUnavailable:
             await self._release_lease(cart_id)
         except (LeaseLost, Unavailable) as error:
@@ -240,6 +245,8 @@ class Stager:
             await self._fail(cart_id, message, Problem.INTERNAL_ERROR)
 
     def _log_interrupted(self, cart_id: int, error: CartdError) -> None:
+        if isinstance(error, LeaseLost):
+            self._metrics.lease_losses.inc()
         if isinstance(error, DatabaseUnavailable):
             # Logged once for all carts.  A statement that fails for this cart alone may fail each
             # time: back off, so that its files are not fetched every few seconds.
@@ -304,6 +311,7 @@ class Stager:
                 volume_bytes=None if pipeline is None else pipeline.tar_bytes,
                 rest_unknown=not known,
             )
+            self._metrics.carts_finished.labels("failed").inc()
         except (LeaseLost, Unavailable) as error:
             log.warn("Cart {id}: error not recorded: {error}", id=cart_id, error=error)
 
@@ -364,6 +372,7 @@ class Stager:
     async def _abort_all(self, cart_ids: list[int]) -> None:
         for cart_id in cart_ids:
             if cart_id in self._running:
+                self._metrics.lease_losses.inc()
                 log.warn(
                     "Cart {id} was deleted or taken over by another process",
                     id=cart_id,

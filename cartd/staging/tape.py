@@ -132,6 +132,7 @@ class TapeRecall:
             await self._fail(failed)
             return
         if state is None:
+            self._context.metrics.recall_seconds.observe(waited)
             self.queue.done()
             self._wake()
             if self._now() - self._progress_recorded_at >= PROGRESS_INTERVAL:

@@ -254,9 +254,11 @@ class Health:
 
     def readiness(self) -> Readiness:
         found = self._findings()
-        return Readiness(
+        readiness = Readiness(
             status=_worst(found), reasons={name: one.reason for name, one in found if one.reason}
         )
+        self._log(readiness)
+        return readiness
 
     def document(self) -> HealthDocument:
         found = self._findings()
@@ -280,8 +282,11 @@ class Health:
         return found
 
     async def _evaluate(self) -> None:
-        """Notice changes of levels although nobody asks, and log those of the readiness."""
-        readiness = self.readiness()
+        """Notice changes although nobody asks."""
+        self.readiness()
+
+    def _log(self, readiness: Readiness) -> None:
+        """Log a change between ready and not ready."""
         ready = readiness.status is not Level.FAIL
         if ready == self._logged_ready:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.store.carts import Carts
 from cartd.store.database import Database, connection_limit_warning
 from cartd.store.dedup import Dedup
@@ -28,6 +29,7 @@ from cartd.store.schema import (
 )
 from cartd.store.space import Space
 from cartd.store.statuses import Statuses
+from cartd.store.totals import Totals
 
 __all__ = [
     "Carts",
@@ -58,9 +60,9 @@ class Store:
     cancelled method has written nothing, unless it was already committing.
     """
 
-    def __init__(self, url: str, reactor: Any) -> None:
+    def __init__(self, url: str, reactor: Any, metrics: Metrics = UNEXPOSED) -> None:
         """Does not connect yet.  Raises ``ConfigError`` for an unusable URL."""
-        self._database = Database(url, reactor)
+        self._database = Database(url, reactor, metrics)
         self.carts = Carts(self._database)
         self.leases = Leases(self._database)
         self.progress = Progress(self._database)
@@ -69,6 +71,7 @@ class Store:
         self.durability = Durability(self._database)
         self.dedup = Dedup(self._database)
         self.statuses = Statuses(self._database)
+        self.totals = Totals(self._database)
 
     @property
     def outage(self) -> str | None:

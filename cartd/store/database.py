@@ -33,6 +33,7 @@ from twisted.python.failure import Failure
 from cartd.deferreds.threads import DedicatedThread
 from cartd.errors import CartdError, DatabaseUnavailable, StatementRejected
 from cartd.files import this_user, user_name
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.store.connections import Connection, Pool, Watchdog, detach_on_cancel
 from cartd.store.engine import (
     Server,
@@ -153,8 +154,11 @@ class Database:
     it is back; ``StatementRejected`` if a retry would fail again.  Outages are logged.
     """
 
-    def __init__(self, url: str, reactor: Any) -> None:
+    def __init__(self, url: str, reactor: Any, metrics: Metrics = UNEXPOSED) -> None:
         self._url = parse(url)
+        self._read_seconds = metrics.store_seconds.labels("read")
+        self._write_seconds = metrics.store_seconds.labels("write")
+        self._clock: IReactorTime = reactor
         self._outage = OutageLog(reactor)
         engine = writing_engine(url)
         self._dialect = engine.dialect.name
@@ -168,18 +172,26 @@ class Database:
 
     async def rows(self, statement: Executable, parameters: Parameters = None) -> Rows:
         """Return all rows of one query outside a transaction."""
-        with self._outage.track("read"):
-            try:
-                return await self._read(statement, parameters)
-            except _Disconnected:
-                return await self._read(statement, parameters)
+        began = self._clock.seconds()
+        try:
+            with self._outage.track("read"):
+                try:
+                    return await self._read(statement, parameters)
+                except _Disconnected:
+                    return await self._read(statement, parameters)
+        finally:
+            self._read_seconds.observe(self._clock.seconds() - began)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Commits at the end; an exception or a cancellation rolls back."""
-        with self._outage.track("write"):
-            async with self._transaction() as transaction:
-                yield transaction
+        began = self._clock.seconds()
+        try:
+            with self._outage.track("write"):
+                async with self._transaction() as transaction:
+                    yield transaction
+        finally:
+            self._write_seconds.observe(self._clock.seconds() - began)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:

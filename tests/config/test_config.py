@@ -119,6 +119,8 @@ def test_without_any_configuration_there_are_defaults() -> None:
         database_connect_attempts=10,
         database_connect_wait=20.0,
         log_request_id_proxies=(),
+        metrics_enabled=True,
+        metrics_endpoint=None,
         warnings=(),
     )
 
@@ -198,6 +200,8 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "database_url": ("sqlite:////a", "sqlite:////a", "sqlite:///b", "sqlite:///b"),
     "database_connect_attempts": ("1", 1, "2", 2),
     "database_connect_wait": ("0", 0.0, "3", 3.0),
+    "metrics_enabled": ("off", False, "on", True),
+    "metrics_endpoint": ("tcp:9464", "tcp:9464", "none", None),
 }
 
 
@@ -496,6 +500,8 @@ BAD: dict[str, list[str]] = {
     ],
     "database_connect_attempts": ["0"],
     "database_connect_wait": ["-1"],
+    "metrics_enabled": ["", "maybe"],
+    "metrics_endpoint": ["9464", "udp:53", "tcp:1\0"],
 }
 
 

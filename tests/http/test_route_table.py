@@ -18,7 +18,7 @@ PATHS = [
     "", "u", "-", ".bad", "-/openapi.json", "-/x", "u/v", "-/openapi.json/x", "u/v/w",
     "-/problems", "-/problems/x", "-/problems/x/y",
     "-/carts/u", "-/carts/u/x", "x/carts/u", "-/carts/u/form", "-/static/x",
-    "-/healthy", "-/ready", "-/health", "-/ready/x",
+    "-/healthy", "-/ready", "-/health", "-/ready/x", "-/metrics",
 ]  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def test_the_methods_of_a_path_are_those_of_its_routes(path: str) -> None:
     ("method", "path", "is_open"),
     [("GET", [], True), ("HEAD", [], True), ("GET", ["-", "openapi.json"], True),
      ("GET", ["-", "ready"], True), ("OPTIONS", ["-", "healthy"], True),
-     ("GET", ["-", "health"], False), ("POST", ["-", "ready"], False),
+     ("GET", ["-", "health"], False), ("GET", ["-", "metrics"], False),
+     ("POST", ["-", "ready"], False),
      ("POST", [], False), ("GET", ["u"], False), ("HEAD", ["u"], False),
      ("GET", ["u", "v"], False), ("GET", ["-"], False)],
 )  # fmt: skip
