@@ -53,6 +53,7 @@ from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.status.documents import DocumentRules, StatusDocuments
 from cartd.status.events import Events
 from cartd.status.listing import FileLists
+from cartd.status.polling import POLL_INTERVAL, LongPolls
 from cartd.store import (
     SchemaCondition,
     connection_limit_warning,
@@ -114,12 +115,6 @@ class Cartd(Service):
             max_seconds=config.max_download_time,
             metrics=components.metrics,
         )
-        rest = Rest(
-            self._submissions,
-            components.downloads,
-            send=senders.send,
-            recovered=components.recovery.wait_until_recovered,
-        )
         self._documents = StatusDocuments(
             components.store,
             components.now,
@@ -129,9 +124,18 @@ class Cartd(Service):
         self._events = Events(
             components.store, self._documents, reactor, limit=config.max_event_streams
         )
+        self._polls = LongPolls(components.store.statuses.versions, reactor)
+        rest = Rest(
+            self._submissions,
+            components.downloads,
+            send=senders.send,
+            recovered=components.recovery.wait_until_recovered,
+            documents=self._documents,
+        )
         api = Api(
             self._documents,
             self._events,
+            self._polls,
             recovered=components.recovery.wait_until_recovered,
         )
         carts_api = CartsApi(
@@ -207,6 +211,7 @@ class Cartd(Service):
             self._periodic_jobs.append(
                 Periodic(reactor, RETENTION_INTERVAL, retention.delete_expired)
             )
+        self._periodic_jobs.append(Periodic(reactor, POLL_INTERVAL, self._polls.poll))
         if authenticator is not None:
             self._periodic_jobs.append(Periodic(reactor, TOKENS_POLL_INTERVAL, authenticator.poll))
         if components.archive_tls.files:
@@ -299,6 +304,7 @@ class Cartd(Service):
         self._submissions.close()
         self._components.health.begin_stop()
         self._events.stop()
+        self._polls.close()
         self._components.volume.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)

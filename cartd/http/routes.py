@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -66,6 +66,7 @@ from cartd.http.request import (
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import ClientDisconnected
+from cartd.status.documents import StatusDocuments
 
 
 def _load_openapi() -> bytes:
@@ -85,6 +86,8 @@ OPENAPI_ETAG = f'"{sha256(OPENAPI).hexdigest()}"'
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """Header names and values in printable ASCII."""
+MAX_RETRY_AFTER = 300
+"""Seconds; a client that comes back then learns a better estimate."""
 HEADER_CACHE_SIZE = 1024
 """Number of carts whose headers are cached."""
 
@@ -106,11 +109,13 @@ class Rest:
         *,
         send: Callable[[SendingReader, Request], Deferred[None]],
         recovered: Callable[[], Awaitable[None]],
+        documents: StatusDocuments,
     ) -> None:
         """``send`` sends to the client, like :meth:`cartd.sending.sender.BaseSender.start`.
 
-        All requests for carts wait for ``recovered()``.
+        All requests for carts wait for ``recovered()``.  ``documents`` gives URLs and estimates.
         """
+        self._documents = documents
         self._submissions = submissions
         self._downloads = downloads
         self._sender = send
@@ -167,7 +172,10 @@ class Rest:
         with _errors_in_headers(request):
             name = _filename(request)
             await self._recovered()
-            async with self._downloads.open(viewer_of(request), uid, name) as download:
+            async with (
+                self._progress_in_headers(request),
+                self._downloads.open(viewer_of(request), uid, name) as download,
+            ):
                 _set_status_headers(request, download.cart)
                 decision = await self._decide(request, download)
                 _set_validators(request, download)
@@ -179,6 +187,21 @@ class Rest:
                 _set_length(request, decision.selected, download.length)
                 await self._send(request, download, decision.selected)
         return b""
+
+    @asynccontextmanager
+    async def _progress_in_headers(self, request: Request) -> AsyncIterator[None]:
+        """Set the link to the status, and when to come back, if a cart is not ready."""
+        try:
+            yield
+        except NotReady as error:
+            if not conditions_of(request).is_conditional:
+                self._link_status(request, error.cart.uid)
+                seconds = await self._documents.seconds_left(error.cart.id)
+                set_header(request, "Retry-After", _retry_after(seconds))
+            raise
+
+    def _link_status(self, request: Request, uid: str) -> None:
+        set_header(request, "Link", f'<{self._documents.urls(uid).status}>; rel="monitor"')
 
     async def _decide(self, request: Request, download: Download) -> Decision:
         conditions = conditions_of(request)
@@ -198,6 +221,8 @@ class Rest:
             viewer_of(request), uid, request.content, lambda: self._check_conditions(request, uid)
         )
         request.setResponseCode(201)
+        set_header(request, "Location", self._documents.urls(uid).cart)
+        self._link_status(request, uid)
         return _json_response(request, {"message": "Cart Processing has begun"})
 
     @app.route("/<uid>", methods=["DELETE"])
@@ -259,7 +284,8 @@ class Rest:
                 _remove_download_headers(request, 503)
                 return prepare_error(request, 503, str(error), problem=Problem.NOT_READY)
             # Not an error: plain text, as in Pacifica Cartd, with Retry-After.
-            set_header(request, "Retry-After", RETRY_AFTER)
+            if not request.responseHeaders.hasHeader("Retry-After"):
+                set_header(request, "Retry-After", RETRY_AFTER)
             return response(request, 202, "text/plain", str(error).encode())
         code = error.code if isinstance(error, CartdError) else 500
         _remove_download_headers(request, code)
@@ -298,6 +324,13 @@ def conditions_of(request: Request) -> Conditions:
     if CONDITIONAL.isdisjoint(sent):
         return UNCONDITIONAL
     return Conditions.read(lambda name: header_field(request, name))
+
+
+def _retry_after(seconds: float | None) -> str:
+    """Return the Retry-After for a cart that may be ready in so many seconds, if that is known."""
+    if seconds is None:
+        return RETRY_AFTER
+    return str(round(min(max(seconds, int(RETRY_AFTER)), MAX_RETRY_AFTER)))
 
 
 def _filename(request: Request) -> str | None:

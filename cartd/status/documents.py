@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 from urllib.parse import quote
 
 from msgspec import UNSET, DecodeError, UnsetType
@@ -69,6 +70,13 @@ class DocumentRules:
     eviction_enabled: bool = True
 
 
+class Urls(NamedTuple):
+    """The URLs of a uid: absolute with ``public_url``, else paths."""
+
+    cart: str
+    status: str
+
+
 class StatusDocuments:
     """Returns the status documents of carts."""
 
@@ -118,6 +126,19 @@ class StatusDocuments:
             for cart_id, (cart, details) in found.items()
         }
 
+    def urls(self, uid: str) -> Urls:
+        """Return the URLs of the carts of ``uid``."""
+        base, quoted = self._rules.public_url or "/", quote(uid, safe="")
+        return Urls(f"{base}{quoted}", f"{base}-/carts/{quoted}")
+
+    async def seconds_left(self, cart_id: int) -> float | None:
+        """Return the seconds after which the cart may be ready; None if that is not known."""
+        found = await self._store.statuses.details([cart_id])
+        if cart_id not in found:
+            return None
+        pace = self._pace(*found[cart_id])
+        return None if pace.low is None else pace.at + pace.low - self._now()
+
     async def _first_failed(self, cart: Cart, details: CartDetails) -> list[FailedFile]:
         if not details.files_failed:
             return []
@@ -138,9 +159,8 @@ class StatusDocuments:
         files = _files(cart, details, pace)
         phase = _phase(cart, details, files)
         waiting = self._waiting(cart, details, phase)
-        base = self._rules.public_url or "/"
-        quoted = quote(cart.uid, safe="")
-        url = f"{base}-/carts/{quoted}"
+        urls = self.urls(cart.uid)
+        url = urls.status
         return Status(
             uid=cart.uid,
             owner=UNSET if cart.owner is None else cart.owner,
@@ -174,7 +194,7 @@ class StatusDocuments:
                 if files.failed
                 else UNSET
             ),
-            download=_download(cart, f"{base}{quoted}"),
+            download=_download(cart, urls.cart),
             links={"self": url, "files": f"{url}/files", "events": f"{url}/events"},
         )
 

@@ -215,7 +215,7 @@ def test_internal_error_is_in_head_headers_and_get_json() -> None:
         raise ZeroDivisionError("a bug")
 
     none: Any = None
-    routes = Rest(none, none, send=none, recovered=fails).app.resource()
+    routes = Rest(none, none, send=none, recovered=fails, documents=none).app.resource()
     for method in (b"HEAD", b"GET"):
         connection = Site(routes, reactor=Clock()).buildProtocol(None)
         transport = StringTransport()
