@@ -199,6 +199,16 @@ class Components:
         self.exposition.add_gauges(self._set_gauges)
         self.reactor_lag = ReactorLag(metrics, reactor)
 
+    def status_line(self) -> str:
+        """Return what the service does and what is wrong, for the service manager."""
+        staging, downloads = self.stager.count(), self.pins.count()
+        doing = (
+            f"{staging} cart{'' if staging == 1 else 's'} staging,"
+            f" {downloads} download{'' if downloads == 1 else 's'}"
+        )
+        reasons = self.health.readiness().reasons
+        return "; ".join([doing, *(f"{name}: {reason}" for name, reason in reasons.items())])
+
     def _set_gauges(self) -> None:
         """Set the gauges of this process."""
         metrics, config = self.metrics, self.config

@@ -61,6 +61,7 @@ from cartd.store import (
     sync,
     wait_for_database,
 )
+from cartd.systemd import Notifier, ServiceManager, watchdog_seconds
 from cartd.volume.file_system import check_reserve
 
 __all__ = ["Cartd", "Options", "makeService"]
@@ -216,6 +217,7 @@ class Cartd(Service):
             self._periodic_jobs.append(Periodic(reactor, TOKENS_POLL_INTERVAL, authenticator.poll))
         if components.archive_tls.files:
             self._reload_periodically(components.archive_tls.poll)
+        self._manager = _service_manager(components)
         self._volume_checked = False
         self._ports: list[IListeningPort] = []
         self._monitoring_port: IListeningPort | None = None
@@ -274,6 +276,8 @@ class Cartd(Service):
             _exit_with(f"volume_path: it cannot be used: {error}")
         self._components.health.start()
         self._components.reactor_lag.start()
+        if self._manager is not None:
+            self._manager.start()
         for work in self._periodic_jobs:
             work.start()
 
@@ -295,6 +299,8 @@ class Cartd(Service):
                 self._monitoring_site.close_connections()
             finally:
                 left = await self._components.close()
+                if self._manager is not None:
+                    self._manager.stop()
                 self._site.close_log()
                 self._monitoring_site.close_log()
         if left and self._stop_timer is not None and self._stop_timer.active():
@@ -321,6 +327,8 @@ class Cartd(Service):
     def stopService(self) -> Deferred[None]:
         """Reject new carts, stop staging, wait for downloads up to the grace time, then close."""
         super().stopService()
+        if self._manager is not None:
+            self._manager.begin_stop()
         self._stopped = Deferred()
         self._stop_timer = self._components.reactor.callLater(
             self._grace() + STOP_TIMEOUT, self._abandon_stop
@@ -413,6 +421,20 @@ def _prepare(config: Config) -> int | None:
     number = bind_volume(config.database_url, config.volume_path, report=_warn)
     check_reserve(config.volume_path, config.volume_reserve)
     return number
+
+
+def _service_manager(components: Components) -> ServiceManager | None:
+    """Return the service manager that started this process, if it wants notifications."""
+    notifier = Notifier.from_environment(os.environ)
+    if notifier is None:
+        return None
+    return ServiceManager(
+        notifier,
+        components.reactor,
+        watchdog=watchdog_seconds(os.environ, os.getpid()),
+        started=lambda: components.recovery.recovered,
+        status=components.status_line,
+    )
 
 
 def _warn(line: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections import defaultdict
 from configparser import ConfigParser
 from pathlib import Path
@@ -75,6 +77,26 @@ def test_the_unit_permits_the_documented_writes(
     assert unit["WorkingDirectory"] == [str(writable)]
     assert config.volume_path.is_relative_to(writable)
     assert config.database_url.startswith(f"sqlite:///{writable}/")
+
+
+def test_the_unit_waits_for_the_service_and_watches_it(unit: dict[str, list[str]]) -> None:
+    assert unit["Type"] == ["notify"]
+    # A start waits for the database for minutes.
+    assert unit["TimeoutStartSec"] == ["infinity"]
+    assert int(unit["WatchdogSec"][0]) >= 30
+    assert "AF_UNIX" in unit["RestrictAddressFamilies"][0]
+    # ExecStart is the process that notifies.
+    assert "NotifyAccess" not in unit and unit["ExecStart"][0].split()[1] == "-n"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    installed = tmp_path / UNIT.name
+    installed.write_text(UNIT.read_text().replace("/opt/cartd/bin/twistd", "/bin/true"))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", installed], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
 
 
 def test_the_unit_allows_enough_time_for_a_stop(unit: dict[str, list[str]]) -> None:
