@@ -1,4 +1,4 @@
-"""cartd itself, as ``twistd -n cartd`` in a process of its own."""
+"""cartd itself, as ``twistd -n cartd`` in a process of its own, and its archive with tapes."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ def timed_cartd(
         if process.poll() is not None:
             raise MeasurementFailed(f"cartd ended by itself: {log.read_text()[-2000:]}")
     _assert_no_trace(log)
+
+
+@contextmanager
+def tape_archive(directory: Path, files: Path, *, rate: float) -> Iterator[Server]:
+    """Run cartd's own archive with all ``files`` on tape, from where it reads ``rate`` a second."""
+    directory.mkdir(parents=True)
+    port = processes.free_port()
+    command = [
+        *(str(TWISTD), "-n", "--pidfile=", "cartd-archive", "--port", str(port)),
+        *("--root", str(files), "--tape-delay", "0", "--tape-rate", f"{rate:g}"),
+    ]
+    log = directory / "archive.log"
+    with processes.running(command, directory=directory, log=log.name) as process:
+        processes.wait_until_responding(process, port, log)
+        yield Server(port, (process.pid,))
 
 
 def _assert_no_trace(log: Path) -> None:

@@ -45,7 +45,9 @@ def set_stream_headers(request: Request) -> None:
 async def send_events(request: Request, subscription: Subscription) -> None:
     """Send the events until the last one; if cancelled, the client has disconnected.
 
-    At the end the connection is aborted if its client has not received all yet, as in a stop.
+    If the events are closed before the last one, as in a stop, the connection is closed as well,
+    and aborted if its client has not received all: ``EventSource`` reconnects unless it gets an
+    error as the response, which it would over the old connection.
     """
     set_stream_headers(request)
     request.registerProducer(EventProducer(subscription), True)
@@ -54,11 +56,13 @@ async def send_events(request: Request, subscription: Subscription) -> None:
         while (data := await subscription.next()) is not None:
             request.write(data)
         channel: Any = request.channel
-        if subscription.paused and channel is not None:
-            closed = request.notifyFinish()
-            channel.disconnect()
-            with suppress(Exception, CancelledError):
-                await closed
+        if subscription.closed and channel is not None:
+            channel.persistent = False
+            if subscription.paused:
+                lost = request.notifyFinish()
+                channel.disconnect()
+                with suppress(Exception, CancelledError):
+                    await lost
     finally:
         if request.channel is not None:
             request.unregisterProducer()

@@ -37,12 +37,12 @@ REFRESH_INTERVAL = 15.0
 the queue, and time changes its estimate."""
 FAILURE_INTERVAL = 15.0
 """Seconds until the next poll after an unexpected failure."""
-MAX_DURATION = 3600.0
+MAX_DURATION = 900.0
 """Seconds after which a stream is closed, for its client to reconnect.  So a client that has lost
 its access loses the stream, and one that no longer reads does not keep it for ever."""
 MAX_FAILURES = 100
 """Failed files of a cart that are reported, the first ones of the manifest."""
-BATCH = 100
+BATCH = 50
 """Carts whose documents are built at a time."""
 SLICE = 20
 """Streams that are written to before the reactor handles other events."""
@@ -93,6 +93,11 @@ class Subscription:
     def paused(self) -> bool:
         """Whether the client has not received what was taken before."""
         return self._paused
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, so that the client should reconnect."""
+        return self._closed
 
     def pause(self) -> None:
         """Hold back events until :meth:`resume`."""

@@ -94,12 +94,19 @@ def test_nothing_is_sent_to_a_client_that_does_not_read() -> None:
 
 def test_the_connection_is_kept_after_the_end() -> None:
     streaming = Streaming(keepalive_timeout=60.0)
-    streaming.stream.subscription.close()
-    assert streaming.client.transport.value().endswith(b"\r\n0\r\n\r\n")
+    streaming.stream.subscription.offer([], SECOND, last=True)
+    assert streaming.client.transport.value().endswith(SECOND + b"\r\n0\r\n\r\n")
     assert streaming.state is State.IDLE
     streaming.client.clock.advance(59)
     streaming.client.send(GET)
     assert not streaming.client.closing
+
+
+def test_the_connection_is_closed_if_the_client_should_reconnect() -> None:
+    streaming = Streaming()
+    streaming.stream.subscription.close()
+    assert streaming.client.transport.value().endswith(b"\r\n0\r\n\r\n")
+    assert streaming.client.closing and not streaming.client.broken
 
 
 def test_the_end_aborts_the_connection_of_a_client_that_does_not_read() -> None:

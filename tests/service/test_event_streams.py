@@ -12,6 +12,7 @@ import pytest
 
 from cartd.status.events import SLICE
 from tests.support.cart_site import CartSite, cart_site
+from tests.support.databases import Postgres
 from tests.support.event_client import EventClient, following
 from tests.support.free_ports import free_port
 from tests.support.gateways import running_haproxy, running_nginx
@@ -273,3 +274,21 @@ def test_a_stream_of_one_process_shows_what_another_stages(database: str, tmp_pa
             with following(cartd.port, "shared", last_event_id=ends[0].id) as client:
                 assert client.status == 204
             assert cartd.terminate() == 0
+
+
+def test_a_stream_outlives_an_outage_of_the_database(
+    own_postgres: Postgres, tmp_path: Path
+) -> None:
+    url = own_postgres.create()
+    with (
+        served_directory(tmp_path, SOON) as archive,
+        running_cartd(tmp_path / "cartd", archive=archive.url, database=url) as cartd,
+    ):
+        post(CartSite(tmp_path, cartd, archive), "u")
+        with following(cartd.port, "u") as client:
+            assert client.next() is not None
+            own_postgres.stop()
+            assert client.next_comment() == "the database is unavailable"
+            own_postgres.start()
+            assert client.events()[-1].json["status"] == "ready"
+        assert cartd.terminate() == 0

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from cartd.errors import CartNotFound, Problem, Unavailable
@@ -348,6 +349,19 @@ def test_an_outage_of_the_database_keeps_the_stream(site: Site) -> None:
     site.change(cart)
     site.advance(60)
     assert client.names == ["status", "status"] and not client.outcome
+
+
+def test_comments_are_sent_while_the_database_does_not_answer(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.post()
+    client = site.client()
+    hanging: Deferred[dict[int, int]] = Deferred()
+    monkeypatch.setattr(site.store.statuses, "versions", lambda _: hanging)
+    site.advance(3 * COMMENT_INTERVAL)
+    assert 2 <= client.taken[1:].count(COMMENT) == len(client.taken) - 1
+    site.events.stop()
+    assert client.outcome == ["ended"] and not site.clock.getDelayedCalls()
 
 
 def test_a_deleted_cart_ends_its_stream(site: Site) -> None:

@@ -73,6 +73,15 @@ class EventClient:
                 return event
         return None
 
+    def next_comment(self) -> str | None:
+        """Wait for the next comment, and skip events; None at the end of the stream."""
+        known = len(self.parser.comments)
+        while line := self._response.readline():
+            self.parser.line(line.decode().removesuffix("\n"))
+            if len(self.parser.comments) > known:
+                return self.parser.comments[-1]
+        return None
+
     def events(self) -> list[Event]:
         """Wait for the end; return the events up to it."""
         return list(iter(self.next, None))
