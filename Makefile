@@ -10,7 +10,7 @@ MINUTES := 60
 # With it, each start of the service, of which the tests make hundreds, would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo run test coverage fuzz soak api-check bench check docs audit clean
+.PHONY: help demo run picture test coverage fuzz soak api-check bench check docs audit clean
 
 help:
 	@echo "make demo   demonstrate cartd: start an archive, post a cart, download it; prints the commands"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench  compare the performance of cartd with other tools (bench/README.md)"
 	@echo "make check  formatting, lint, types, import layers and known vulnerabilities"
 	@echo "make docs   write the pages and tables in docs/ that are generated from the code"
+	@echo "make picture  write docs/pictures/page.png, the picture of the page in README"
 	@echo "make audit  check requirements.txt for known vulnerabilities"
 	@echo "make clean  remove what the other targets created"
 
@@ -54,6 +55,7 @@ define TEST_TOOLS
 @demo/tools mkfs.ext4 e2fsck mkfs.btrfs btrfs mkntfs mount
 @demo/tools nginx squid varnishd haproxy
 @demo/tools lftp wget2
+@demo/tools chromium chromedriver
 endef
 
 test: $(READY) $(OLD)
@@ -62,13 +64,17 @@ test: $(READY) $(OLD)
 
 coverage: $(READY) $(OLD)
 	$(TEST_TOOLS)
-	rm -rf .coverage htmlcov
+	rm -rf .coverage htmlcov .screenshots
 	status=0; $(BIN)/coverage run -m pytest -n auto --dist worksteal $(ARGS) || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage html && $(BIN)/coverage report && exit $$status
 
 fuzz: MINUTES := 10
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) $(ARGS)
+
+picture: $(READY)
+	@demo/tools chromium chromedriver
+	$(BIN)/python -m tests.support.page_picture
 
 docs: $(READY)
 	$(BIN)/python -m tests.support.configuration_page

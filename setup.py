@@ -64,6 +64,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "schemathesis",
+            "selenium",
             "trustme",
             "types-pyyaml",
             "types-setuptools",

@@ -29,6 +29,7 @@ from cartd.integrity.recovery import Recovery, Syncing
 from cartd.integrity.repair import Orphans, Repair
 from cartd.integrity.scrub import CartVerifier
 from cartd.metrics import Metrics
+from cartd.model import Cart
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.staging import StagingContext
 from cartd.staging.stager import LEASE_SECONDS, STALL_TIMEOUT, STOP_STEP_TIMEOUT, Stager
@@ -41,6 +42,7 @@ from cartd.status.health import (
     SpaceCheck,
     VolumeCheck,
 )
+from cartd.status.overview import LastDay, Overviews
 from cartd.store import Store
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem
@@ -122,6 +124,7 @@ class Components:
             clock=reactor,
         )
         self.removal = Removal(self.store, self.volume, self.pins, self.stager.abort, now, reactor)
+        self.evicted = LastDay(now)
         rules = SpaceRules(
             quota=config.volume_quota,
             reserve=config.volume_reserve,
@@ -136,7 +139,7 @@ class Components:
             free_bytes=self.volume.free_space,
             incoming_bytes=self.volume.incoming.size,
             in_use=self.volume.locks.in_use,
-            evict=self.removal.evict,
+            evict=self._evict,
             sweep=self.removal.sweep,
             now=now,
             monotonic=reactor.seconds,
@@ -170,6 +173,15 @@ class Components:
             volume_check,
             reactor,
             now,
+        )
+        self.overviews = Overviews(
+            self.store,
+            self.health,
+            quota=config.volume_quota,
+            reserve=config.volume_reserve,
+            archive_url=config.archive_url,
+            downloads=self.pins.count,
+            evicted=self.evicted.totals,
         )
         self._concurrency_limit = AdaptiveLimit(config.archive_max_connections, reactor.seconds)
         self.archive_tls = TlsPolicy(
@@ -226,6 +238,12 @@ class Components:
         metrics.store_unavailable.set(self.store.outage is not None)
         metrics.volume_reserve.set(config.volume_reserve)
         metrics.volume_quota.set(inf if config.volume_quota is None else config.volume_quota)
+
+    async def _evict(self, cart: Cart) -> int:
+        freed = await self.removal.evict(cart)
+        if freed:
+            self.evicted.record(freed)
+        return freed
 
     def start(self, *, resume: bool) -> None:
         """Start the threads and the stager; with ``resume``, continue unfinished carts."""

@@ -121,6 +121,13 @@ class NoCredentials(Unauthenticated):
     """
 
 
+class Forbidden(CartdError):
+    """The client may not do this, whatever its credentials."""
+
+    code = 403
+    problem = Problem.FORBIDDEN
+
+
 class CartNotFound(CartdError):
     """No cart with this uid exists, or it has been deleted."""
 

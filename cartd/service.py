@@ -156,6 +156,7 @@ class Cartd(Service):
             download=rest.app.resource(),
             auth=authenticator is not None,
             public_url=config.public_url,
+            overviews=components.overviews,
             recovered=components.recovery.wait_until_recovered,
             now=components.now,
         )

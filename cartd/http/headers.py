@@ -28,6 +28,23 @@ PUBLIC = "public, max-age=3600"
 """For content that is the same for all users and changes only with a release."""
 
 
+def prefers_html(accept: str) -> bool:
+    """Return whether a value of Accept names text/html and prefers it to JSON (RFC 9110, 12.5.1).
+
+    Browsers do; programs that accept anything do not.
+    """
+    qualities: dict[str, float] = {}
+    for item in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        quality = next((one[2:] for one in parameters if one.startswith("q=")), "1")
+        try:
+            qualities[name] = float(quality)
+        except ValueError:
+            qualities[name] = 0.0
+    other = qualities.get("application/*", qualities.get("*/*", 0.0))
+    return qualities.get("text/html", 0.0) > qualities.get("application/json", other)
+
+
 def escape_header(text: str) -> str:
     """Return ``text`` as a header value, with all but printable ASCII escaped."""
     if text.isascii() and text.isprintable():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from klein import Klein
 from twisted.logger import Logger
@@ -19,17 +19,20 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from cartd.carts.submit import Submissions
-from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, InvalidInput
-from cartd.http.headers import NO_STORE, PUBLIC
+from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, Forbidden, InvalidInput
+from cartd.http.headers import NO_STORE, PUBLIC, prefers_html
+from cartd.http.monitoring import ADMINS_ONLY, may_administer
 from cartd.http.request import LimitedRequest, header_field, prepare_error
 from cartd.http.routes import response, set_header, static_response, viewer_of
 from cartd.model import CartStatus, FileStatus, Viewer
+from cartd.page.admin import ADMIN, admin_page
 from cartd.page.assets import ASSETS, STATIC
 from cartd.page.cart import cart_page, cart_url
 from cartd.page.carts import CARTS, start_page
-from cartd.page.layout import CSP, Page, Visitor, find_form, message_page, render
+from cartd.page.layout import HEADERS, HTML, Page, Visitor, find_form, message_page, render
 from cartd.status.document import FailedFile
 from cartd.status.documents import StatusDocuments
+from cartd.status.overview import Overviews
 from cartd.store import Store
 
 ASSET_PATH = f"{STATIC}/<name>"
@@ -38,35 +41,14 @@ MAX_FORM = 4096
 """Maximum bytes of a form."""
 FOR_EVER = "public, max-age=31536000, immutable"
 """For addresses that change with their content."""
-HTML = "text/html; charset=utf-8"
-SECURITY_HEADERS = (
-    ("Content-Security-Policy", CSP),
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
-    ("Referrer-Policy", "same-origin"),
-    ("Cross-Origin-Opener-Policy", "same-origin"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
-)
 
 log = Logger()
 
 
-def prefers_html(request: Request) -> bool:
-    """Return whether the client is a browser: Accept names text/html and prefers it to JSON."""
-    accepted = header_field(request, "accept")
-    if request.method != b"GET" or not accepted or "text/html" not in accepted.lower():
-        return False
-    qualities: dict[str, float] = {}
-    for item in accepted.lower().split(","):
-        name, *parameters = (part.strip() for part in item.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        try:
-            qualities[name] = float(quality)
-        except ValueError:
-            qualities[name] = 0.0
-    any_type = qualities.get("application/*", qualities.get("*/*", 0.0))
-    return qualities.get("text/html", 0.0) > qualities.get("application/json", any_type)
+def is_browser(request: Request) -> bool:
+    """Return whether the response to the request is a page."""
+    accepted = header_field(request, "accept") or ""
+    return request.method == b"GET" and prefers_html(accepted)
 
 
 class Pages:
@@ -75,7 +57,7 @@ class Pages:
     app = Klein()
     """What has an address of its own."""
     variants = Klein()
-    """The pages at addresses of other routes, for :func:`prefers_html`."""
+    """The pages at addresses of other routes, for :func:`is_browser`."""
     app.url_map.strict_slashes = variants.url_map.strict_slashes = False
 
     def __init__(
@@ -87,6 +69,7 @@ class Pages:
         download: IResource,
         auth: bool,
         public_url: str | None,
+        overviews: Overviews,
         recovered: Callable[[], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
@@ -102,7 +85,9 @@ class Pages:
         self._download = download
         self._auth = auth
         self._recovered = recovered
+        self._overviews = overviews
         self._public_url = None if public_url is None else public_url.rstrip("/")
+        self._prefix = urlsplit(self._public_url or "").path
         self._now = now
 
     @app.route(ASSET_PATH, methods=["GET"])
@@ -117,6 +102,14 @@ class Pages:
             set_header(request, "Content-Type", asset.media_type)
         set_header(request, "X-Content-Type-Options", "nosniff")
         return body
+
+    @app.route(ADMIN, methods=["GET"])
+    async def admin(self, request: Request) -> bytes:
+        if not may_administer(request):
+            raise Forbidden(ADMINS_ONLY)
+        visitor = self._visitor(request)
+        page = admin_page(await self._overviews.collect(), visitor)
+        return await self._answer(request, 200, page, visitor)
 
     @variants.route("/", methods=["GET"])
     async def start(self, request: Request) -> bytes:
@@ -206,8 +199,12 @@ class Pages:
         scheme = "https" if request.isSecure() else "http"
         return Visitor(
             base_url=self._public_url or f"{scheme}://{request.sent_host.decode('latin-1')}",
+            guessed=self._public_url is None,
+            prefix=self._prefix,
             user=None if user is None else user.name,
             auth=self._auth,
+            # On public paths a client without credentials is not local where others need them.
+            admin=user.admin if user is not None else not self._auth and may_administer(request),
         )
 
     def _time(self) -> datetime:
@@ -215,14 +212,14 @@ class Pages:
 
     async def _answer(self, request: Request, code: int, page: Page, visitor: Visitor) -> bytes:
         body = response(request, code, HTML, await render(page, visitor))
-        for name, value in SECURITY_HEADERS:
+        for name, value in HEADERS:
             set_header(request, name, value)
         set_header(request, "Cache-Control", NO_STORE)
         return body
 
     def _see_other(self, request: Request, url: str) -> bytes:
         response(request, 303, HTML, b"")
-        set_header(request, "Location", url)
+        set_header(request, "Location", self._prefix + url)
         return b""
 
 

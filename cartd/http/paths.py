@@ -13,7 +13,7 @@ from twisted.web.server import Request
 from cartd.http.api import Api
 from cartd.http.carts import CartsApi
 from cartd.http.monitoring import HEALTHY_PATH, READY_PATH, Monitoring
-from cartd.http.pages import ASSET_PATH, Pages, prefers_html
+from cartd.http.pages import ASSET_PATH, Pages, is_browser
 from cartd.http.problem_pages import ProblemPages
 from cartd.http.request_limits import RequestRules, route_path
 from cartd.http.routes import PUBLIC_PATHS, Rest
@@ -49,7 +49,7 @@ class Routes(Resource):
         if _find(_PAGE_PATHS, path):
             if len(path) != 1:  # the four requests of Pacifica Cartd stay as they are
                 request.responseHeaders.addRawHeader(b"Vary", b"Accept")
-            if prefers_html(request):
+            if is_browser(request):
                 chosen = self._pages
         return chosen.render(request)
 

@@ -35,7 +35,7 @@ from cartd.errors import (
 )
 from cartd.http import origins
 from cartd.http.access_log import log_rejection
-from cartd.http.headers import NO_STORE, escape_header
+from cartd.http.headers import NO_STORE, escape_header, prefers_html
 from cartd.http.problems import ErrorFacts, serialize
 from cartd.http.request_limits import (
     EarlyResponse,
@@ -50,6 +50,7 @@ from cartd.http.request_limits import (
 )
 from cartd.http.twisted_web import BaseChannel, BaseRequest
 from cartd.model import User
+from cartd.page.layout import HEADERS, HTML, sign_in_page
 from cartd.tracing import LogContext, current, parse_request_id
 
 log = Logger()
@@ -402,6 +403,10 @@ def _reject_unauthenticated(request: Any, error: CartdError) -> None:
     logged = not isinstance(error, NoCredentials)
     early = EarlyResponse.of(error, logged=logged)
     body = prepare_early(request, early)
+    if request.method == b"GET" and prefers_html(header_field(request, "accept") or ""):
+        body = sign_in_page(str(error))
+        for name, value in (*HEADERS, ("Content-Type", HTML), ("Content-Length", str(len(body)))):
+            request.setHeader(name, value)
     if request.method != b"HEAD":
         request.write(body)
     request.finish()

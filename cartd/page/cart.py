@@ -10,9 +10,9 @@ from msgspec import UNSET
 from twisted.web.template import Tag, tags
 
 from cartd.model import CartStatus
-from cartd.page.layout import Page, Visitor, form, moment
+from cartd.page.layout import Page, Visitor, base_of, form, moment
 from cartd.page.units import count, percent, size, span, transfer
-from cartd.status.document import FailedFile, Outcome, Phase, Status
+from cartd.status.document import Cause, FailedFile, Outcome, Phase, Status
 
 LINE_RATES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
 """Speeds of networks, in bytes per second."""
@@ -24,6 +24,13 @@ _STATES = {
     Phase.RECALLING: "waiting for tape",
     Phase.FETCHING: "staging",
     Phase.BUNDLING: "bundling",
+}
+_WAITING = {
+    Cause.ARCHIVE: "waiting for the archive",
+    Cause.TAPE: "waiting for tape",
+    Cause.SPACE: "waiting for space",
+    Cause.DATABASE: "waiting for the database",
+    Cause.TURN: "in the queue",
 }
 _OUTCOMES = {Outcome.COMPLETE: "ready", Outcome.PARTIAL: "partial", Outcome.FAILED: "failed"}
 _LEGEND = {"staged": "staged", "fetching": "being fetched", "recalling": "on tape",
@@ -41,8 +48,8 @@ def state(status: Status) -> str:
         return "deleted"
     if status.outcome is not None:
         return _OUTCOMES[status.outcome]
-    if status.waiting is not UNSET and status.phase is not Phase.RECALLING:
-        return f"waiting for {status.waiting.cause.value}"
+    if status.waiting is not UNSET:
+        return _WAITING[status.waiting.cause]
     return _STATES.get(status.phase, status.phase.value)
 
 
@@ -111,10 +118,17 @@ def cart_page(status: Status, visitor: Visitor, failed: Sequence[FailedFile], mo
         _after(status, visitor),
         tags.p("", role="status", class_="hidden"),
     )
-    main(**{"data-page": url, "data-base": visitor.base_url})
+    main(**{"data-page": url, "data-shape": _shape(status), **base_of(visitor)})
     if not finished:
         main(**{"data-events": f"{url}/events"})
     return Page(title(status), main, None if finished else url)
+
+
+def _shape(status: Status) -> str:
+    """Return what the script compares: if it changes, more than numbers change on the page."""
+    cause = "" if status.waiting is UNSET else status.waiting.cause.value
+    outcome = "" if status.outcome is None else status.outcome.value
+    return f"{status.status},{status.phase},{outcome},{cause},{status.files.failed}"
 
 
 def _progress(status: Status) -> Tag:
@@ -199,7 +213,9 @@ def _download(status: Status, visitor: Visitor) -> Tag:
     action = tags.p(button, class_="action")
     article = tags.article(tags.h2("Download"), action if ready else action(" ", reason))
     if length is not UNSET:
-        times = (f"{transfer(length / rate)} at {name}" for name, rate in LINE_RATES)
+        times = [f"{transfer(length / rate)} at {name}" for name, rate in LINE_RATES]
+        if length < LINE_RATES[0][1] * 10:
+            times = times[:1]
         article(tags.p(tags.b(size(length)), ": ", ", ".join(times), "."))
     secret = "" if visitor.user is None else f"-u {shlex.quote(visitor.user)} "
     url = shlex.quote(visitor.base_url + path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from msgspec import UNSET
@@ -10,7 +10,7 @@ from twisted.web.template import Tag, tags
 
 from cartd.model import CartStatus
 from cartd.page.cart import bar, cart_url, done, name_of, state
-from cartd.page.layout import Page, Visitor, find_form, form
+from cartd.page.layout import Page, Visitor, base_of, find_form, form
 from cartd.page.units import age, percent, size, utc
 from cartd.status.document import Status
 
@@ -61,26 +61,29 @@ def start_page(visitor: Visitor, carts: Sequence[Status], now: datetime) -> Page
             tags.div(tags.pre(tags.code(post), tabindex="0"), class_="command"),
         )
     )
-    return Page("Start", main(**{"data-base": visitor.base_url}), here="/")
+    return Page("Start", main(**base_of(visitor)), here="/")
 
 
 def carts_page(
     visitor: Visitor,
     carts: Sequence[Status],
     now: datetime,
-    *,
-    status: str = "",
-    label: str = "",
-    owner: str = "",
+    filters: Mapping[str, str],
+    url: str,
     following: str | None = None,
 ) -> Page:
-    """Return the list of carts.  ``following``: the address of the rest, if there is more."""
+    """Return the list of carts at ``url``.
+
+    ``filters``: the wanted status, label and owner; ``following``: the address of the rest, if
+    there is more.
+    """
+    status, label, owner = (filters.get(name, "") for name in ("status", "label", "owner"))
     options = [("", "all"), *((one.value, one.value) for one in CartStatus if one != "deleted")]
     select = tags.select(name="status", id="status")
     for value, text in options:
         option = tags.option(text, value=value)
         select(option(selected="selected") if value == status else option)
-    filters = tags.form(
+    form_of_filters = tags.form(
         tags.label("Status", select, for_="status"),
         tags.label("Label", tags.input(type="text", name="label", value=label)),
         *(
@@ -91,7 +94,7 @@ def carts_page(
         tags.button("Filter", type="submit"),
         method="get", action=CARTS, class_="filters",
     )  # fmt: skip
-    article = tags.article(tags.h1("Carts"), filters)
+    article = tags.article(tags.h1("Carts"), form_of_filters)
     if carts:
         article(_table(visitor, carts, now, delete=True))
     else:
@@ -100,7 +103,8 @@ def carts_page(
     if following is not None:
         article(tags.p(tags.a("Older carts", href=following), class_="more"))
     main = Tag("main")(article)
-    return Page("Carts", main, refresh=None, here=CARTS)
+    main(**{"data-page": url, "data-every": REFRESH_SECONDS})
+    return Page("Carts", main, refresh=url, here=CARTS)
 
 
 def _table(visitor: Visitor, carts: Sequence[Status], now: datetime, *, delete: bool) -> Tag:

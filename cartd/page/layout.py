@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from twisted.internet.defer import Deferred
 from twisted.web.template import Tag, flattenString, tags
 
 from cartd import __version__
 from cartd.page.assets import asset_url
 from cartd.page.units import utc
 
+_ADDRESSES = {"href", "src", "action", "data-page", "data-events"}
 FORM_FIELD = "form_token"
 """The field of a form that has the token against forged forms."""
 CSP = (
@@ -18,6 +20,17 @@ CSP = (
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 """The Content-Security-Policy of all pages: nothing inline, nothing from another host."""
+HTML = "text/html; charset=utf-8"
+HEADERS = (
+    ("Content-Security-Policy", CSP),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+)
+"""Headers of every page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,10 @@ class Visitor:
 
     base_url: str
     """Scheme and host of the service, as the browser sees them."""
+    guessed: bool = False
+    """Whether ``base_url`` is what this process sees, so that a proxy may have changed it."""
+    prefix: str = ""
+    """The path below which a proxy offers the service."""
     user: str | None = None
     """None without authentication, and before signing in."""
     auth: bool = False
@@ -52,21 +69,38 @@ class Page:
 
 async def render(page: Page, visitor: Visitor) -> bytes:
     """Return the page as HTML."""
-    return b"<!DOCTYPE html>\n" + await flattenString(
-        None,
-        tags.html(lang="en")(
-            _head(page),
-            tags.body(
-                tags.a("Skip to the content", href="#main", class_="skip"),
-                tags.header(_navigation(page.here, visitor)),
-                page.main(id="main", tabindex="-1"),
-                _footer(),
-            ),
+    html = tags.html(lang="en")(
+        _head(page, visitor),
+        tags.body(
+            tags.a("Skip to the content", href="#main", class_="skip"),
+            tags.header(_navigation(page.here, visitor)),
+            page.main(id="main", tabindex="-1"),
+            _footer(),
         ),
     )
+    if visitor.prefix:
+        _with_prefix(html, visitor.prefix)
+    return b"<!DOCTYPE html>\n" + await flattenString(None, html)
 
 
-def _head(page: Page) -> Tag:
+def base_of(visitor: Visitor) -> dict[str, str]:
+    """Return the attribute by which the script corrects ``base_url``."""
+    return {"data-base": visitor.base_url} if visitor.guessed else {}
+
+
+def _with_prefix(element: object, prefix: str) -> None:
+    """Let all addresses of the service in ``element`` begin with ``prefix``."""
+    if not isinstance(element, Tag):
+        return
+    for name in _ADDRESSES & element.attributes.keys():
+        value = element.attributes[name]
+        if isinstance(value, str) and value.startswith("/"):
+            element.attributes[name] = prefix + value
+    for child in element.children:
+        _with_prefix(child, prefix)
+
+
+def _head(page: Page, visitor: Visitor) -> Tag:
     head = tags.head(
         tags.meta(charset="utf-8"),
         tags.meta(name="viewport", content="width=device-width, initial-scale=1"),
@@ -78,7 +112,9 @@ def _head(page: Page) -> Tag:
         tags.script(type="module", src=asset_url("page.js")),
     )
     if page.refresh is not None:
-        refresh = tags.meta(content=f"10; url={page.refresh}")(**{"http-equiv": "refresh"})
+        refresh = tags.meta(content=f"10; url={visitor.prefix}{page.refresh}")(
+            **{"http-equiv": "refresh"}
+        )
         head(tags.noscript(refresh))
     return head
 
@@ -140,6 +176,23 @@ def find_form() -> Tag:
         action="/",
         role="search",
     )  # fmt: skip
+
+
+def sign_in_page(message: str) -> bytes:
+    """Return the page that a browser shows if its user does not sign in."""
+    page = message_page(
+        "Sign in",
+        message,
+        tags.p(
+            "The browser asks for your name and your token, as the password, when you ",
+            tags.a("try again", href=""),
+            ".",
+        ),
+    )
+    rendered: list[bytes] = []
+    # Nothing in it is asynchronous.
+    Deferred.fromCoroutine(render(page, Visitor("", auth=True))).addCallback(rendered.append)
+    return rendered[0]
 
 
 def message_page(title: str, text: str, *more: Tag) -> Page:

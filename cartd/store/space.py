@@ -28,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from cartd.model import EvictionCandidate, SharedBytes
+from cartd.model import CartStatus, EvictionCandidate, SharedBytes
 from cartd.store.database import Database, Transaction
 from cartd.store.tables import FINISHED, UNFINISHED, cart, file, time_of
 
@@ -50,6 +50,11 @@ _ON_VOLUME = union_all(
 _USAGE = select(
     func.sum(_ON_VOLUME.c.owned).label("owned"),
     func.sum(_ON_VOLUME.c.unwritten).label("unwritten"),
+)
+_BY_OWNER = (
+    select(cart.c.owner, cart.c.status, func.count().label("carts"), func.sum(_OWNED).label("size"))
+    .where(_NOT_DELETED)
+    .group_by(cart.c.owner, cart.c.status)
 )
 _EVICTABLE = select(cart.c.id, _OWNED, cart.c.used_date).where(
     _NOT_DELETED, cart.c.status.in_(FINISHED), cart.c.volume_bytes > 0, cart.c.evicting.is_(None)
@@ -91,6 +96,13 @@ class Space:
         Bytes shared by several carts count once; deleted carts count until they are removed.
         """
         return await usage_in(self._database)
+
+    async def by_owner(self) -> list[tuple[str | None, CartStatus, int, int]]:
+        """Return owner, status, number and bytes of the undeleted carts."""
+        return [
+            (row.owner, CartStatus(row.status), int(row.carts), int(row.size or 0))
+            for row in await self._database.rows(_BY_OWNER)
+        ]
 
     async def evictable(self) -> list[EvictionCandidate]:
         """Return the carts that may be evicted: finished, with bytes on the volume."""

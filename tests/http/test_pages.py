@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
+from cartd.auth import TokenFile
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import Answer, entry, manifest
 
@@ -44,7 +46,7 @@ def test_programs_get_json(site: CartSite, path: str, accept: str) -> None:
 @pytest.mark.parametrize(
     ("path", "code"),
     [("/", 200), ("/-/carts/ready", 200), ("/-/carts/bad", 200), ("/-/carts/none", 404),
-     ("/bad", 500), ("/none", 404), ("/-/carts/%00", 404), ("/%00", 404)],
+     ("/bad", 500), ("/none", 404), ("/-/admin", 200), ("/-/carts/%00", 404), ("/%00", 404)],
 )  # fmt: skip
 def test_a_browser_gets_a_page_with_the_status_of_the_program(
     site: CartSite, path: str, code: int
@@ -65,7 +67,39 @@ def test_a_ready_cart_is_the_tar_for_browsers_too(site: CartSite) -> None:
     ]
     assert [answer.status for answer in answers] == [200, 200]
     assert answers[0].body == answers[1].body
-    assert {**answers[0].headers, "date": ""} == {**answers[1].headers, "date": ""}
+    own = {"date": "", "x-request-id": ""}
+    assert {**answers[0].headers, **own} == {**answers[1].headers, **own}
+
+
+def test_the_service_is_shown_to_administrators_only(tmp_path: Path) -> None:
+    tokens = TokenFile(tmp_path / "tokens")
+    user, admin = tokens.add("alice", admin=False), tokens.add("root", admin=True)
+    with cart_site(tmp_path / "site", ini=f"[auth]\ntoken_file = {tokens.path}\n") as guarded:
+        for token, code in ((user, 403), (admin, 200)):
+            answer = browse(guarded, "/-/admin", Authorization=f"Bearer {token}")
+            assert answer.status == code and is_page(answer)
+            # Also where nothing is required, a user is known by the token.
+            start = browse(guarded, "/", Authorization=f"Bearer {token}").body
+            assert (b"/-/admin" in start) is (code == 200)
+        stranger = browse(guarded, "/")
+        assert b"Sign in" in stranger.body and b"/-/admin" not in stranger.body
+        assert browse(guarded, "/", Authorization="Bearer wrong").status == 200
+
+
+def test_a_browser_that_is_not_authenticated_gets_a_page(tmp_path: Path) -> None:
+    tokens = TokenFile(tmp_path / "tokens")
+    tokens.add("alice", admin=False)
+    with cart_site(tmp_path / "site", ini=f"[auth]\ntoken_file = {tokens.path}\n") as guarded:
+        for path in ("/mine", "/-/admin"):
+            answer = browse(guarded, path)
+            assert answer.status == 401 and is_page(answer)
+            assert "Basic" in answer.headers["www-authenticate"]
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert not is_page(guarded.cartd.get(path))
+
+
+def test_behind_a_proxy_on_the_same_machine_nobody_is_local(site: CartSite) -> None:
+    assert browse(site, "/-/admin", **{"X-Forwarded-For": "192.0.2.1"}).status == 403
 
 
 @pytest.mark.parametrize("path", ["/bad", "/none"])

@@ -131,6 +131,15 @@ def test_failed_files_are_listed_with_their_reasons_and_the_next_page() -> None:
     assert 'href="/-/carts/my-cart?after=41"' in page
 
 
+def test_below_the_path_of_a_proxy_all_addresses_begin_with_it() -> None:
+    visitor = Visitor("https://example.org/carts", prefix="/carts", auth=True)
+    page = html(STAGING, visitor=visitor) + html(READY, visitor=visitor)
+    addresses = re.findall(r'(?:href|src|action|data-[a-z]+)="(/[^"]*)|url=([^"]*)', page)
+    assert len(addresses) > 20
+    assert all((one or other).startswith("/carts/") for one, other in addresses)
+    assert "https://example.org/carts/my-cart?" in page and "data-base" not in page
+
+
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
 def test_text_from_outside_is_escaped(text: str) -> None:
     text += "</h1><script>'\"&"

@@ -3,6 +3,9 @@
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 
+// Not relative to an address with a name and a token in it, which fetch rejects.
+const own = (path) => new URL(path, location.origin).href;
+
 const SIZES = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"];
 export function size(number) {
   let unit = 0;
@@ -102,12 +105,12 @@ export function show(doc) {
   announce([whole, doc.message, eta].filter(Boolean).join(", "));
 }
 
-// What makes the page look different, beside numbers.
+// If it changes, more than numbers change on the page; cartd/page/cart.py has the same.
 const shape = (doc) => [doc.status, doc.phase, doc.outcome, doc.waiting?.for, doc.files.failed].join();
 
 async function reload() {
   const main = $("main");
-  const answer = await fetch(main.dataset.page ?? location.href, { headers: { Accept: "text/html" } });
+  const answer = await fetch(own(main.dataset.page), { headers: { Accept: "text/html" } });
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const focused = main.contains(document.activeElement) ? document.activeElement.className : "";
   main.replaceChildren(...page.querySelector("main").childNodes);
@@ -117,21 +120,21 @@ async function reload() {
 }
 
 function follow(main) {
-  const events = new EventSource(main.dataset.events);
-  let last = null, timer = 0;
+  const events = new EventSource(own(main.dataset.events));
+  let last = main.dataset.shape, timer = 0;
   function receive(doc) {
-    if (last === null || shape(doc) === last) show(doc);
+    if (shape(doc) === last) show(doc);
     else reload().catch(() => show(doc));
     last = shape(doc);
   }
   async function poll() { // where events cannot be had, as when there are too many streams
     try {
-      const answer = await fetch(main.dataset.page, { headers: { Accept: "application/json", Prefer: "wait=20" } });
+      const answer = await fetch(own(main.dataset.page), { headers: { Accept: "application/json", Prefer: "wait=20" } });
       const doc = await answer.json();
       if (answer.ok) receive(doc);
       if (doc.outcome || answer.status === 404) return reload();
     } catch { /* the next attempt may succeed */ }
-    timer = setTimeout(poll, 3000);
+    timer = setTimeout(poll, 2000);
   }
   events.addEventListener("status", (event) => receive(JSON.parse(event.data)));
   events.addEventListener("end", () => { events.close(); reload(); });
