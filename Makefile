@@ -53,7 +53,7 @@ define TEST_TOOLS
 @demo/tools busybox unar php perl pax cpio 7zz
 @demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
 @demo/tools mkfs.ext4 e2fsck mkfs.btrfs btrfs mkntfs mount
-@demo/tools nginx squid varnishd haproxy
+@demo/tools nginx squid varnishd haproxy prometheus promtool
 @demo/tools lftp wget2
 @demo/tools chromium chromedriver
 endef
