@@ -37,6 +37,11 @@ class Checksum:
         self._seen = 0
         self._hash = _new(hash_type)
 
+    @property
+    def seen(self) -> int:
+        """How many bytes were counted so far."""
+        return self._seen
+
     def update(self, data: bytes) -> None:
         """Count and hash ``data``; raises :class:`Mismatch` at the first byte too many."""
         self._seen += len(data)

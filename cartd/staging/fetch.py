@@ -23,6 +23,7 @@ from cartd.errors import CartdError
 from cartd.model import Cart, CartFile, FileFailure
 from cartd.staging import StagingContext
 from cartd.staging.tape import TapeRecall
+from cartd.status.pace import Sample
 from cartd.volume.incoming import IncomingFile
 
 T = TypeVar("T")
@@ -135,8 +136,12 @@ class FileFetcher:
         self._holder = holder
         self._on_staged = on_staged
         self._failures = failures
-        self._transfers = 0
-        """How many files are being transferred.  The archive's client aborts slow transfers."""
+        self._transfers: set[IncomingFile] = set()
+        """The files being transferred.  The archive's client aborts slow transfers."""
+        self._fetching = False
+        self._done_files = self._done_size = 0
+        self._left_files = self._left_size = 0
+        """What is to be fetched: available files that are neither here nor have failed."""
         self._tape = TapeRecall(
             context,
             cart,
@@ -156,6 +161,21 @@ class FileFetcher:
         if self._transfers or self._tape.queue.remaining:
             return 0.0
         return self._context.retry_policy.idle(self._cart.id)
+
+    def sample(self) -> Sample | None:
+        """Return what has been transferred and what is left; None before the transfers begin."""
+        if not self._fetching:
+            return None
+        return Sample(
+            owner=self._cart.owner,
+            done_size=self._done_size,
+            done_files=self._done_files,
+            left_size=self._left_size,
+            left_files=self._left_files,
+            fetching=len(self._transfers),
+            partial=sum(incoming.received for incoming in self._transfers),
+            recalling=self._tape.queue.remaining,
+        )
 
     async def unstaged_pages(self) -> AsyncIterator[list[CartFile]]:
         """Yield pages of files that are not staged, in the order of the manifest."""
@@ -186,6 +206,7 @@ class FileFetcher:
                 return
             self._failures.record_success()
             total += state.size
+            self._left_files += 1
             if not state.on_disk:
                 self._tape.queue.mark(file.position)
             if file.size != state.size or file.mtime is None:
@@ -195,6 +216,7 @@ class FileFetcher:
             await for_each(self._unstaged(), query, self._window)
             await states.flush()
         await self._failures.flush()
+        self._left_size = total
         return total
 
     @contextmanager
@@ -208,7 +230,13 @@ class FileFetcher:
             retry_policy.end(self._cart.id)
 
     async def _with_retries(self, file: CartFile, attempt: Callable[[CartFile], Awaitable[T]]) -> T:
-        return await self._context.retry_policy.call(self._cart, file, lambda: attempt(file))
+        try:
+            return await self._context.retry_policy.call(self._cart, file, lambda: attempt(file))
+        except FileFailed:
+            if self._fetching:
+                self._left_files -= 1
+                self._left_size -= file.size or 0
+            raise
 
     async def _state(self, file: CartFile) -> FileState:
         archive = self._context.archive
@@ -224,6 +252,7 @@ class FileFetcher:
     async def fetch(self) -> None:
         """Fetch the files on disk, and the others as soon as they are recalled from tape."""
         self._failures.begin_phase()
+        self._fetching = True
         with self._track_idle_time():
             await both(self._fetch_from_disk(), self._tape.run(self._unstaged))
 
@@ -253,19 +282,24 @@ class FileFetcher:
     async def _fetch(self, file: CartFile) -> None:
         hash_sum = await self._with_retries(file, self._fetch_once)
         self._failures.record_success()
+        size = file.size or 0
+        self._done_files += 1
+        self._done_size += size
+        self._left_files -= 1
+        self._left_size -= size
         await self._on_staged((file.position, hash_sum))
 
     async def _fetch_once(self, file: CartFile) -> str:
         assert file.size is not None
         checksum = Checksum(file.hash_type, file.hash_sum, file.size)
         incoming = self._context.volume.incoming.open(self._cart, file, checksum)
-        self._transfers += 1
+        self._transfers.add(incoming)
         try:
             await self._transfer(file, incoming)
             hash_sum = await incoming.finish()
             self._context.metrics.archive_received.inc(file.size)
         finally:
-            self._transfers -= 1
+            self._transfers.discard(incoming)
             await incoming.abort()
         self._context.concurrency_limit.record_intact_file()
         return hash_sum

@@ -21,6 +21,7 @@ from cartd.model import Cart, CartFile, FileFailure, TarFacts
 from cartd.sending.reader import TreeReader
 from cartd.staging import StagingContext
 from cartd.staging.fetch import PAGE, Failures, FileFetcher
+from cartd.status.pace import Sample
 from cartd.store import Store
 from cartd.tar.index import Lengths
 from cartd.tar.virtual_tar import tar_facts
@@ -103,6 +104,10 @@ class StagingPipeline:
     def idle(self) -> float:
         """For how many seconds no file was fetched, although nothing prevented it."""
         return self._fetcher.idle()
+
+    def sample(self) -> Sample | None:
+        """Return what has been transferred and what is left; None before the transfers begin."""
+        return self._fetcher.sample()
 
     async def reconcile_volume(self) -> None:
         """Record the intact files on the volume, and remove the others: the cart ends in error.

@@ -33,6 +33,7 @@ from cartd.integrity.repair import invalidate_unreadable
 from cartd.metrics import UNEXPOSED, Metrics
 from cartd.model import Cart, FileFailure
 from cartd.staging import StagingContext
+from cartd.staging.paces import SAMPLE_INTERVAL, PaceRecorder
 from cartd.staging.pipeline import StagingPipeline
 from cartd.store import Store
 from cartd.store.leases import LeaseObserver
@@ -135,6 +136,7 @@ class Stager:
             forget_after=2 * MAX_BACKOFF,
         )
         """For carts whose staging is interrupted by database errors again and again."""
+        self._paces = PaceRecorder(store.progress, process_locks.name, clock, now)
         self._loops: list[Periodic] = []
 
     def start(self, context: StagingContext, *, claim_unfinished: bool = True) -> None:
@@ -146,6 +148,7 @@ class Stager:
         self._claim_unfinished = claim_unfinished
         self._loops = [
             Periodic(self._clock, FLUSH_INTERVAL, self._flush),
+            Periodic(self._clock, SAMPLE_INTERVAL, self._record_paces),
             Periodic(self._clock, CLAIM_INTERVAL, self._claim_carts),
             Periodic(self._clock, WATCHDOG_INTERVAL, self._restart_stalled),
         ]
@@ -350,6 +353,13 @@ class Stager:
                 await pipeline.flush()
             except LeaseLost:
                 await self._abort_all([cart_id])
+
+    async def _record_paces(self) -> None:
+        if self._context is not None:
+            await self._paces.record(
+                {cart_id: pipeline.sample() for cart_id, pipeline in self._pipelines.items()},
+                available=self._context.breaker.is_closed,
+            )
 
     async def _restart_stalled(self) -> None:
         """Watchdog: restart carts without progress, in case of a bug in cartd."""

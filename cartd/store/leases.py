@@ -30,6 +30,7 @@ _CLAIM = (
     .values(
         lease_holder=bindparam("holder"),
         lease_until=bindparam("until"),
+        pace=None,  # measured by another process
         updated_date=case((_WAITING, bindparam("date", type_=DateTime)), else_=cart.c.updated_date),
         started_date=func.coalesce(cart.c.started_date, bindparam("date", type_=DateTime)),
         status=case((_WAITING, CartStatus.STAGING.value), else_=cart.c.status),

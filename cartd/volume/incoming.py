@@ -207,6 +207,11 @@ class IncomingFile:
         return self._state
 
     @property
+    def received(self) -> int:
+        """How many bytes were received, except those that a thread is hashing."""
+        return self._checksum.seen + self._collected
+
+    @property
     def failure(self) -> BaseException | None:
         """The error for which the producer was stopped, if any: the cause of a broken transfer."""
         return self._outcome if isinstance(self._outcome, BaseException) else None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from select import select
 from typing import Any
 
+import msgspec
 import pytest
 
 from cartd.http.api import preferred_wait
+from tests.status.test_description import Strict, section
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import Answer, entry, manifest, wait_for
 from tests.support.wire import Wire, wire
@@ -64,6 +67,20 @@ def test_the_document_of_a_ready_cart_names_the_tar(site: CartSite) -> None:
     assert tar.headers["etag"] == document["download"]["etag"]
     assert len(tar.body) == document["download"]["length"]
     assert document["message"] == "The cart is ready for download."
+
+
+def test_the_commands_of_the_reference_print_status_documents(site: CartSite) -> None:
+    commands = re.findall(r"```sh\n(curl .*?)```", section(), re.S)
+    assert len(commands) == 2
+    for command in commands:
+        adapted = command.replace("127.0.0.1:8081", f"127.0.0.1:{site.port}")
+        ran = subprocess.run(
+            ["sh", "-c", adapted.replace("my-cart", "ready").replace("curl", "curl -s", 1)],
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        assert msgspec.json.decode(ran.stdout, type=Strict).uid == "ready"
 
 
 # --- Prefer: wait -------------------------------------------------------------------------------
