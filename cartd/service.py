@@ -155,6 +155,7 @@ class Cartd(Service):
             self._submissions,
             download=rest.app.resource(),
             auth=authenticator is not None,
+            tokens=authenticator is not None and authenticator.tokens,
             public_url=config.public_url,
             overviews=components.overviews,
             recovered=components.recovery.wait_until_recovered,

@@ -68,12 +68,14 @@ class Pages:
         *,
         download: IResource,
         auth: bool,
+        tokens: bool,
         public_url: str | None,
         overviews: Overviews,
         recovered: Callable[[], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
-        """``download`` sends a ready cart; ``auth``: whether authentication is on.
+        """``download`` sends a ready cart; ``auth``: whether authentication is on, and
+        ``tokens`` whether users may authenticate by tokens.
 
         ``public_url``: the address of the service, if it is not the one that clients use.
 
@@ -84,6 +86,7 @@ class Pages:
         self._submissions = submissions
         self._download = download
         self._auth = auth
+        self._tokens = tokens
         self._recovered = recovered
         self._overviews = overviews
         self._public_url = None if public_url is None else public_url.rstrip("/")
@@ -203,6 +206,7 @@ class Pages:
             prefix=self._prefix,
             user=None if user is None else user.name,
             auth=self._auth,
+            tokens=self._tokens,
             # On public paths a client without credentials is not local where others need them.
             admin=user.admin if user is not None else not self._auth and may_administer(request),
         )

@@ -217,7 +217,7 @@ def _download(status: Status, visitor: Visitor) -> Tag:
         if length < LINE_RATES[0][1] * 10:
             times = times[:1]
         article(tags.p(tags.b(size(length)), ": ", ", ".join(times), "."))
-    secret = "" if visitor.user is None else f"-u {shlex.quote(visitor.user)} "
+    secret = f"-u {shlex.quote(visitor.user)} " if visitor.user and visitor.tokens else ""
     url = shlex.quote(visitor.base_url + path)
     article(
         tags.p("In a terminal; the same line resumes a download that was interrupted:"),

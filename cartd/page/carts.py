@@ -39,7 +39,7 @@ def start_page(visitor: Visitor, carts: Sequence[Status], now: datetime) -> Page
                 tags.p(tags.a("All carts", href=CARTS), class_="more"),
             )
         )
-    elif visitor.auth and visitor.user is None:
+    elif visitor.tokens and visitor.user is None:
         sign_in = tags.a("Sign in", role="button", href=CARTS)
         main(
             tags.article(

@@ -47,6 +47,8 @@ class Visitor:
     """None without authentication, and before signing in."""
     auth: bool = False
     """Whether authentication is on."""
+    tokens: bool = False
+    """Whether users authenticate by tokens, rather than by a proxy."""
     lists: bool = False
     """Whether the visitor may list carts."""
     admin: bool = False
@@ -123,7 +125,7 @@ def _navigation(here: str, visitor: Visitor) -> Tag:
     entries = []
     if visitor.lists:
         entries.append(("Carts", "/-/carts"))
-    elif visitor.auth and visitor.user is None:
+    elif visitor.tokens and visitor.user is None:
         entries.append(("Sign in", "/-/carts"))
     if visitor.admin:
         entries.append(("Service", "/-/admin"))

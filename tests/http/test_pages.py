@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Iterator
+from html import unescape
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlencode
@@ -100,6 +103,24 @@ def test_a_browser_that_is_not_authenticated_gets_a_page(tmp_path: Path) -> None
 
 def test_behind_a_proxy_on_the_same_machine_nobody_is_local(site: CartSite) -> None:
     assert browse(site, "/-/admin", **{"X-Forwarded-For": "192.0.2.1"}).status == 403
+
+
+def test_the_commands_of_the_page_download_and_check_the_files(
+    site: CartSite, tmp_path: Path
+) -> None:
+    site.stage("shell", {"a b/one": b"first", "two": b"2"})
+    page = browse(site, "/-/carts/shell").body.decode()
+    commands = [unescape(text) for text in re.findall("<pre[^>]*><code>([^<]*)</code>", page)]
+    assert len(commands) == 2
+    script = "set -e -o pipefail\n" + "\n".join(commands)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "shell" / "a b" / "one").read_bytes() == b"first"
+
+    (tmp_path / "shell" / "two").write_bytes(b"3")
+    check = f"cd shell\n{commands[1].partition('cd ')[2].partition(chr(10))[2]}"
+    again = subprocess.run(["bash", "-c", check], cwd=tmp_path, capture_output=True, timeout=60)
+    assert again.returncode == 1 and b"two: FAILED" in again.stdout
 
 
 @pytest.mark.parametrize("path", ["/bad", "/none"])

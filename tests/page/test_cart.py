@@ -153,6 +153,12 @@ def test_text_from_outside_is_escaped(text: str) -> None:
         assert with_doctype.find(".//h1").text == text
 
 
+def test_the_command_asks_for_a_token_where_users_have_one() -> None:
+    for tokens, option in ((True, "curl -f -u alice -C"), (False, "curl -f -C")):
+        visitor = Visitor("http://localhost", user="alice", auth=True, tokens=tokens)
+        assert option in html(READY, visitor=visitor)
+
+
 def test_the_command_is_one_word_for_the_shell() -> None:
     page = html(replace(READY, uid="a'b"))
     assert "-o 'a'\"'\"'b.tar'" in page.replace("&quot;", '"')

@@ -53,7 +53,7 @@ def test_an_empty_list_says_so() -> None:
 
 def test_the_start_page_shows_own_carts_or_how_to_sign_in() -> None:
     assert "Your newest carts" in html(start_page(ALICE, [READY], LATER), ALICE)
-    stranger = Visitor("http://localhost", auth=True)
+    stranger = Visitor("http://localhost", auth=True, tokens=True)
     signed_out = html(start_page(stranger, [], LATER), stranger)
     assert signed_out.count("Sign in") == 2 and "Your newest carts" not in signed_out
     assert "Sign in" not in html(start_page(VISITOR, [], LATER))
