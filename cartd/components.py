@@ -196,7 +196,7 @@ class Components:
             policy=self.archive_tls,
             on_response=self._concurrency_limit.record_response,
         )
-        self._archive = ArchiveClient(
+        self.archive = ArchiveClient(
             client,
             config.archive_url,
             reactor,
@@ -207,6 +207,24 @@ class Components:
             metrics=metrics,
         )
         self._semaphore = FairSemaphore(self._concurrency_limit.current, reactor)
+        self._breaker = CircuitBreaker(
+            self.archive.status,
+            self._semaphore,
+            ProbeTargets(self.store.carts),
+            self._outage_status,
+            reactor,
+            random.random,
+            limit=config.archive_outage_limit,
+            url=config.archive_url,
+        )
+        self.retry_policy = RetryPolicy(
+            config.archive_max_attempts,
+            self._semaphore,
+            self._breaker,
+            self._concurrency_limit,
+            reactor,
+            random.random,
+        )
         self.exposition = Exposition(metrics, self.store, self.health, reactor)
         self.exposition.add_gauges(self._set_gauges)
         self.reactor_lag = ReactorLag(metrics, reactor)
@@ -255,33 +273,15 @@ class Components:
                 _WITHOUT_LOCKS.format(self.config.volume_path, self._process_locks.no_locks_reason)
             )
         self._syncing.start()
-        semaphore = self._semaphore
-        breaker = CircuitBreaker(
-            self._archive.status,
-            semaphore,
-            ProbeTargets(self.store.carts),
-            self._outage_status,
-            self.reactor,
-            random.random,
-            limit=self.config.archive_outage_limit,
-            url=self.config.archive_url,
-        )
         context = StagingContext(
             store=self.store,
             volume=self.volume,
-            archive=self._archive,
+            archive=self.archive,
             reserve=self.evictor.reserve,
             tar_indexes=self.tar_indexes,
-            breaker=breaker,
+            breaker=self._breaker,
             concurrency_limit=self._concurrency_limit,
-            retry_policy=RetryPolicy(
-                self.config.archive_max_attempts,
-                semaphore,
-                breaker,
-                self._concurrency_limit,
-                self.reactor,
-                random.random,
-            ),
+            retry_policy=self.retry_policy,
             poll_limiter=FairRateLimiter(self.config.archive_tape_poll_rate, self.reactor),
             recall_retry_interval=self.config.archive_recall_retry_interval,
             clock=self.reactor,

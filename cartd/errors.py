@@ -146,6 +146,13 @@ class CartFailed(CartdError):
         self.cause = cause
 
 
+class Conflict(CartdError):
+    """The cart is not in the state that the request is for (RFC 9110, section 15.5.10)."""
+
+    code = 409
+    problem = Problem.INVALID_REQUEST
+
+
 class PreconditionFailed(CartdError):
     """A precondition of the request is false; nothing was done (RFC 9110, section 13.1)."""
 

@@ -1,7 +1,7 @@
 """Parses a posted manifest: from bytes to normalised entries, or an error that names the entry.
 
-The format is Pacifica Cartd's, ``{"fileids": [{"id", "path", "hashtype", "hashsum"}], "bundle"}``;
-as in its schema, other keys are ignored.
+The format is Pacifica Cartd's, ``{"fileids": [{"id", "path", "hashtype", "hashsum"}], "bundle"}``,
+with ``name`` and ``labels``, which are texts for people; as in its schema, other keys are ignored.
 
 Strategy: a manifest may have millions of entries and is parsed in a thread beside the reactor, so
 this must be fast, and must never hold the interpreter's lock for long.  The entries are counted
@@ -30,7 +30,8 @@ from urllib.parse import unquote
 import msgspec
 
 from cartd.checksum import digest_size
-from cartd.errors import InvalidManifest, TooLarge
+from cartd.errors import InvalidInput, InvalidManifest, TooLarge
+from cartd.model import MAX_LABEL, MAX_LABELS, MAX_NAME, short_text_fault
 
 ID_LIMIT = 1024
 """Maximum bytes of an archive id."""
@@ -69,11 +70,20 @@ class Manifest:
     """Whether a tar is to be written; none if the client sent no value."""
     fingerprint: str
     """SHA-256, hex, of the normalised entries in their order and of ``bundle``."""
+    name: str | None = field(default=None, compare=False)
+    """The cart's name for people."""
+    labels: tuple[str, ...] = field(default=(), compare=False)
 
 
 class _Posted(msgspec.Struct):
     fileids: list[msgspec.Raw]
     bundle: bool | None = None
+    name: str | None = None
+    labels: list[str] = []
+
+
+class _PostedLabels(msgspec.Struct):
+    labels: list[str]
 
 
 class _PostedEntry(msgspec.Struct, gc=False):
@@ -106,6 +116,7 @@ class _Entries(Collection[Entry]):
 
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _posted = msgspec.json.Decoder(_Posted)
+_posted_labels = msgspec.json.Decoder(_PostedLabels)
 _posted_entries = msgspec.json.Decoder(list[_PostedEntry])
 _entries = msgspec.json.Decoder(Entry)
 _lines = msgspec.json.Encoder()
@@ -122,6 +133,9 @@ def parse(
     """
     check_entries(body, max_entries)
     posted = _decode(body)
+    labels = _labels(posted.labels)
+    if posted.name is not None and (wrong := short_text_fault(posted.name, MAX_NAME)):
+        raise InvalidManifest(f"name: {wrong}")
     entries = _Entries()
     all_paths = PathSet()
     digest = hashlib.sha256(_lines.encode(posted.bundle) + b"\n")
@@ -139,7 +153,27 @@ def parse(
     if (clash := all_paths.file_as_directory()) is not None:
         raise _file_and_directory(entries, clash)
     all_paths.clear()
-    return Manifest(entries, posted.bundle, digest.hexdigest())
+    return Manifest(entries, posted.bundle, digest.hexdigest(), posted.name, labels)
+
+
+def parse_labels(body: bytes) -> tuple[str, ...]:
+    """Parse the labels of a cart, ``{"labels": [...]}``; raise only InvalidInput."""
+    try:
+        return _labels(_posted_labels.decode(body.removeprefix(_BOM)).labels)
+    except _DECODE_ERRORS as error:
+        raise InvalidInput(_reason(error, "").replace("manifest: ", "labels: ")) from None
+    except InvalidManifest as error:
+        raise InvalidInput(str(error)) from None
+
+
+def _labels(posted: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels in their order, each once."""
+    if len(posted) > MAX_LABELS:
+        raise InvalidManifest(f"labels: has more than {MAX_LABELS} entries")
+    for position, label in enumerate(posted):
+        if wrong := short_text_fault(label, MAX_LABEL):
+            raise InvalidManifest(f"labels[{position}]: {wrong}")
+    return tuple(dict.fromkeys(posted))
 
 
 def _decode(body: bytes) -> _Posted:

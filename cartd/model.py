@@ -36,6 +36,15 @@ UNFINISHED = frozenset({CartStatus.WAITING, CartStatus.STAGING, CartStatus.BUNDL
 """The statuses of a cart that is not ready yet, and neither failed nor deleted."""
 
 
+class Fit(StrEnum):
+    """Whether the volume has space for a number of bytes."""
+
+    NOW = "now"
+    AFTER_EVICTION = "after-eviction"
+    """After other carts have been evicted."""
+    NO = "no"
+
+
 @dataclass(frozen=True, slots=True)
 class User:
     """An authenticated user."""
@@ -279,6 +288,25 @@ class FileFailure:
     position: int
     error: str
     problem: Problem | None = None
+
+
+MAX_LABELS = 20
+"""Labels of a cart."""
+MAX_LABEL = 64
+"""Characters of a label."""
+MAX_NAME = 255
+"""Characters of a cart's name."""
+_CONTROL = re.compile("[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]")
+"""Control characters, line separators and bidirectional controls."""
+
+
+def short_text_fault(text: str, longest: int) -> str | None:
+    """Return what is wrong with a name or a label, for a message; None if nothing is."""
+    if not text:
+        return "is empty"
+    if len(text) > longest:
+        return f"is over {longest} characters"
+    return "contains a control character" if _CONTROL.search(text) else None
 
 
 UID_PATTERN = r"[A-Za-z0-9_~][A-Za-z0-9._~-]{0,254}"

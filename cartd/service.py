@@ -22,9 +22,11 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.archive import explained_status
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.authenticator import startup_warnings
 from cartd.carts.delete import Retention
+from cartd.carts.plan import Planner
 from cartd.carts.submit import AdmissionControl, Submissions
 from cartd.certificates import RELOAD_INTERVAL
 from cartd.components import Components
@@ -52,7 +54,7 @@ from cartd.sending.sendfile import DownloadSender
 from cartd.staging.stager import STOP_STEP_TIMEOUT
 from cartd.status.documents import DocumentRules, StatusDocuments
 from cartd.status.events import Events
-from cartd.status.listing import FileLists
+from cartd.status.listing import CartLists, FileLists
 from cartd.status.polling import POLL_INTERVAL, LongPolls
 from cartd.store import (
     SchemaCondition,
@@ -90,6 +92,10 @@ class Cartd(Service):
         self._components = components
         self._authenticator = authenticator
         config, reactor = components.config, components.reactor
+        memory = ByteLimit(config.manifest_memory)
+        quota = UserQuota(
+            config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
+        )
         self._submissions = Submissions(
             components.store,
             components.removal,
@@ -97,14 +103,13 @@ class Cartd(Service):
             bundle_task=config.bundle_task,
             require_hashsum=config.require_hashsum,
             max_entries=config.max_entries,
-            memory=ByteLimit(config.manifest_memory),
+            memory=memory,
             admission_slot=AdmissionControl(
                 config.max_carts_staging, components.store.carts.unfinished
             ).slot,
-            limits=UserQuota(
-                config.auth_max_carts_staging, config.auth_max_files, config.auth_max_bytes
-            ),
+            limits=quota,
             stage=lambda cart_id: components.stager.begin(cart_id, resumed=False),
+            restage=components.repair.restage,
             now=components.now,
             metrics=components.metrics,
         )
@@ -139,9 +144,24 @@ class Cartd(Service):
             self._polls,
             recovered=components.recovery.wait_until_recovered,
         )
+        base = config.public_url or "/"
         carts_api = CartsApi(
             self._submissions,
-            FileLists(components.store),
+            self._documents,
+            FileLists(components.store, base=base),
+            CartLists(components.store, self._documents, base=base, without_owner=config.page_list),
+            Planner(
+                components.store,
+                components.retry_policy,
+                parse=self._submissions.parse,
+                memory=memory,
+                bundle_task=config.bundle_task,
+                state=lambda archive_id: explained_status(components.archive, archive_id),
+                fit=components.evictor.fit,
+                limits=quota,
+                max_carts_staging=config.max_carts_staging,
+                clock=reactor,
+            ),
             recovered=components.recovery.wait_until_recovered,
         )
         limits = _limits(config)

@@ -1,7 +1,14 @@
 """The archive that holds the files: client, HTTP agent, retrying, circuit breaker, limits."""
 
-from cartd.archive.client import ArchiveClient, http_client
+from cartd.archive.client import ArchiveClient, explained_status, http_client
 from cartd.archive.responses import ArchiveError, FileState
 from cartd.archive.tls import TlsPolicy
 
-__all__ = ["ArchiveClient", "ArchiveError", "FileState", "TlsPolicy", "http_client"]
+__all__ = [
+    "ArchiveClient",
+    "ArchiveError",
+    "FileState",
+    "TlsPolicy",
+    "explained_status",
+    "http_client",
+]

@@ -204,6 +204,16 @@ class ArchiveClient:
         return await excerpt(response, self._clock, self._head_timeout)
 
 
+async def explained_status(archive: ArchiveClient, archive_id: str) -> FileState:
+    """As :meth:`ArchiveClient.status`; a failure without a reason is explained by a GET."""
+    try:
+        return await archive.status(archive_id)
+    except ArchiveError as error:
+        if not error.needs_explanation:
+            raise
+        raise await archive.explain(archive_id, error) from error
+
+
 class _ParsedURL(EncodedURL):
     """A URL that holds only its text: treq needs no more of it, and would parse a plain string.
 

@@ -6,7 +6,7 @@ The delays are those of :mod:`cartd.backoff`; attempts wait for the circuit brea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
 
 from twisted.internet.interfaces import IReactorTime
@@ -126,6 +126,22 @@ class RetryPolicy:
             else:
                 transient = isinstance(failure, ArchiveError) and failure.retryable
                 raise FileFailed(file, failure, mismatch if transient else None) from failure
+
+    async def ask_once(
+        self, key: Hashable, owner: str | None, attempt: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Return the result of one attempt that no cart waits for.
+
+        It holds a slot, in turn with the requests of carts: ``key`` stands for a cart of ``owner``.
+        A failure is not retried, and says nothing to the breaker.
+
+        :raises ArchiveError: the attempt failed, or the archive is unavailable.
+        """
+        if self._breaker.is_closed:
+            async with self._semaphore.slot(key, owner):
+                if self._breaker.is_closed:
+                    return await attempt()
+        raise ArchiveError("carts wait for it", retryable=True, outage=True)
 
     async def _attempt_once(
         self, cart: Cart, file: CartFile, attempt: Callable[[], Awaitable[T]]

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import IO
+from typing import IO, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 
 from cartd.carts.delete import Removal
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import uncancellable
 from cartd.deferreds.threads import ThreadRunner
-from cartd.errors import CartdError, CartNotFound, Fault, InvalidManifest, Stopping, Unavailable
+from cartd.errors import (
+    CartdError,
+    CartNotFound,
+    Conflict,
+    Fault,
+    InvalidManifest,
+    Stopping,
+    Unavailable,
+)
 from cartd.manifest import Manifest, parse
 from cartd.metrics import UNEXPOSED, Metrics
-from cartd.model import MAX_UID_LENGTH, Cart, UserQuota, Viewer, check_uid, uid_may_be_stored
+from cartd.model import (
+    MAX_UID_LENGTH,
+    Cart,
+    CartStatus,
+    UserQuota,
+    Viewer,
+    check_uid,
+    uid_may_be_stored,
+)
 from cartd.store import Store
 
 LIMIT_SETTING = "cartd.max_carts_staging"
@@ -85,6 +101,7 @@ class Submissions:
         admission_slot: Callable[[IsRepost], AbstractAsyncContextManager[Unavailable | None]],
         limits: UserQuota,
         stage: Callable[[int], object],
+        restage: Callable[[Cart], Coroutine[Any, Any, None]],
         now: Callable[[], float],
         metrics: Metrics = UNEXPOSED,
     ) -> None:
@@ -93,6 +110,7 @@ class Submissions:
         A post holds a slot from its beginning to its end.  The argument tells whether the cart may
         have been posted before; the slot's value is the error that any other cart is rejected with,
         if there is one.  ``memory`` limits the bytes of manifests that are processed concurrently.
+        ``restage`` is :meth:`cartd.integrity.repair.Repair.restage`.
         """
         self._store = store
         self._removal = removal
@@ -104,8 +122,11 @@ class Submissions:
         self._admission_slot = admission_slot
         self._limits = limits
         self._stage = stage
+        self._restage = restage
         self._now = now
         self._posted = metrics.carts_posted
+        self._retries: dict[str | None, DeferredLock] = {}
+        """By owner, held while a cart of the owner is restaged."""
         self._open = True
 
     def close(self) -> None:
@@ -141,14 +162,13 @@ class Submissions:
         body: IO[bytes],
         check: Callable[[], Awaitable[None]] | None,
     ) -> Cart:
-        if not self._open:
-            raise Stopping("The service is stopping; post the cart again in a minute")
+        self._check_open("post the cart again")
         check_uid(uid)
 
         async def posted() -> bool:
             return await self._store.carts.newest_for(viewer, uid) is not None
 
-        async with self._admission_slot(posted) as refusal, self._memory.hold(_body_size(body)):
+        async with self._admission_slot(posted) as refusal, self._memory.hold(body_size(body)):
             return await self._parse_and_store(viewer, uid, body, check, refusal)
 
     async def _parse_and_store(
@@ -159,16 +179,7 @@ class Submissions:
         check: Callable[[], Awaitable[None]] | None,
         refusal: CartdError | None,
     ) -> Cart:
-        # Not cancelled if the client disconnects: the thread uses the memory until it ends.
-        manifest = await uncancellable(
-            self._threads.run(
-                lambda: parse(
-                    body.read(),
-                    require_hashsum=self._require_hashsum,
-                    max_entries=self._max_entries,
-                )
-            )
-        )
+        manifest = await self.parse(body)
         if manifest.bundle and len(uid) > MAX_BUNDLED_UID:
             reason = f"a cart whose uid is over {MAX_BUNDLED_UID} characters cannot be bundled"
             raise InvalidManifest(f"bundle: {reason}", [Fault("#/bundle", reason)])
@@ -179,6 +190,23 @@ class Submissions:
             await check()
         accepting = self._store_and_stage(viewer, uid, manifest, bundle, refusal)
         return await uncancellable(Deferred.fromCoroutine(accepting))
+
+    async def parse(self, body: IO[bytes]) -> Manifest:
+        """Parse a manifest in a thread; the caller holds memory for it.
+
+        :raises InvalidInput: it breaks a rule.
+        :raises TooLarge: it has too many entries.
+        """
+        # Not cancelled if the client disconnects: the thread uses the memory until it ends.
+        return await uncancellable(
+            self._threads.run(
+                lambda: parse(
+                    body.read(),
+                    require_hashsum=self._require_hashsum,
+                    max_entries=self._max_entries,
+                )
+            )
+        )
 
     async def _store_and_stage(
         self, viewer: Viewer, uid: str, manifest: Manifest, bundle: bool, refusal: CartdError | None
@@ -208,6 +236,68 @@ class Submissions:
             raise CartNotFound(f"No cart with uid {uid[:MAX_UID_LENGTH]} found")
         return cart
 
+    async def retry(self, viewer: Viewer, uid: str) -> Cart:
+        """Stage the newest cart of ``uid`` that ``viewer`` may see again; return it.
+
+        The files that failed, and those that are missing on the volume, are fetched again.  The
+        limits are those of a post.  A disconnected client does not interrupt this once it has
+        begun.
+
+        :raises CartNotFound: there is none that has not been deleted.
+        :raises Conflict: it is not in error.
+        :raises QuotaExceeded: the user has reached a limit of unfinished carts.
+        :raises Unavailable: the service is stopping, or is staging as many carts as it may.
+        """
+        self._check_open("retry")
+        cart = await self.find(viewer, uid)
+        if cart.status is not CartStatus.ERROR:
+            state = "ready" if cart.status is CartStatus.READY else "being staged"
+            raise Conflict(f"The cart is {state}: only a cart in error can be staged again")
+
+        async def is_repost() -> bool:
+            return False
+
+        limits = self._limits.applicable_to(viewer)
+        async with self._admission_slot(is_repost), self._retry_slot(cart.owner):
+            if limits and cart.owner is not None:
+                unstaged = cart.files_total - cart.files_staged
+                await self._store.carts.check_quota(cart.owner, limits, unstaged)
+            await uncancellable(Deferred.fromCoroutine(self._restage(cart)))
+        restaged = await self._store.carts.cart(cart.id)
+        if restaged is None or restaged.status is CartStatus.DELETED:
+            raise CartNotFound("Not Found")
+        if restaged.status is CartStatus.ERROR and restaged.updated == cart.updated:
+            raise Conflict("The cart is being evicted: post it again")
+        return restaged
+
+    @asynccontextmanager
+    async def _retry_slot(self, owner: str | None) -> AsyncIterator[None]:
+        """Wait until no other cart of ``owner`` is being restaged.
+
+        So carts of one user are counted one after the other, as posts are.
+        """
+        lock = self._retries.setdefault(owner, DeferredLock())
+        await lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+            if not lock.locked:
+                self._retries.pop(owner, None)
+
+    def _check_open(self, advice: str) -> None:
+        if not self._open:
+            raise Stopping(f"The service is stopping; {advice} in a minute")
+
+    async def set_labels(self, viewer: Viewer, uid: str, labels: Sequence[str]) -> None:
+        """Replace the labels of the newest cart of ``uid`` that ``viewer`` may see.
+
+        :raises CartNotFound: there is none that has not been deleted.
+        """
+        cart = await self.find(viewer, uid)
+        if not await self._store.statuses.set_labels(cart.id, labels):
+            raise CartNotFound("Not Found")
+
     async def delete(self, viewer: Viewer, uid: str) -> None:
         """Delete all carts of ``uid`` that ``viewer`` may see, even if the client disconnects.
 
@@ -220,7 +310,8 @@ class Submissions:
             raise CartNotFound("Not Found")
 
 
-def _body_size(body: IO[bytes]) -> int:
+def body_size(body: IO[bytes]) -> int:
+    """Return the bytes of a body, which is then at its beginning."""
     size = body.seek(0, os.SEEK_END)
     body.seek(0)
     return size

@@ -560,6 +560,18 @@ class Config:
         ),
     )
 
+    # [page]
+    page_list: bool = setting(
+        "page",
+        key="list",
+        default="off",
+        parse=parsers.boolean,
+        unit="on or off",
+        description=(
+            "Whether carts are listed although [auth] is off; then everybody learns all uids."
+        ),
+    )
+
     # [database]
     database_url: str = setting(
         "database",

@@ -16,7 +16,7 @@ from cartd.carts.download import AccessTimes, Pins
 from cartd.errors import EvictionFailed, NoSpace
 from cartd.eviction.policy import choose, freed, shortfall
 from cartd.metrics import UNEXPOSED, Metrics
-from cartd.model import UNFINISHED, Cart, CartStatus, EvictionCandidate
+from cartd.model import UNFINISHED, Cart, CartStatus, EvictionCandidate, Fit
 from cartd.store import Store
 from cartd.volume.remove import RemovalStopped
 
@@ -121,6 +121,16 @@ class Evictor:
         finally:
             self._earmarked = 0
             self._eviction_lock.release()
+
+    async def fit(self, wanted: int) -> Fit:
+        """Return whether ``wanted`` bytes could be reserved now; reserve and evict nothing."""
+        _, missing = await self._shortfall_now(wanted + self._earmarked)
+        if wanted <= 0 or missing <= 0:
+            return Fit.NOW
+        if self._removal_blocked.is_waiting(None):
+            return Fit.NO
+        _, frees = await self._choose_candidates(missing)
+        return Fit.AFTER_EVICTION if frees >= missing else Fit.NO
 
     async def enforce_limits(self) -> None:
         """Write the access times, then evict until quota and reserve hold again."""

@@ -1,31 +1,46 @@
-"""The routes below ``/-/carts`` for the lists of files."""
+"""The routes for lists of carts and files, for labels, retries and plans."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from klein import Klein
+from msgspec.json import encode
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from cartd.carts.plan import Planner
 from cartd.carts.submit import Submissions
-from cartd.errors import CartNotFound, InvalidInput
+from cartd.errors import CartNotFound, InvalidInput, TooLarge
 from cartd.http.api import CARTS
-from cartd.http.request import failure_response
-from cartd.http.routes import viewer_of
+from cartd.http.request import RETRY_AFTER, failure_response
+from cartd.http.routes import response, set_header, viewer_of
 from cartd.http.streaming import send_pieces
-from cartd.model import Cart, FileStatus
-from cartd.status.listing import FileLists, FileQuery
+from cartd.manifest import parse_labels
+from cartd.model import Cart, CartStatus, FileStatus
+from cartd.status.documents import StatusDocuments
+from cartd.status.listing import CartLists, CartQuery, FileLists, FileQuery
 
+PLAN = "/-/plan"
 MAX_FILES = 10_000
 """Files of one page."""
 DEFAULT_FILES = 1000
+MAX_CARTS = 200
+"""Carts of one page."""
+DEFAULT_CARTS = 50
+MAX_BODY = 16 * 2**10
+"""Bytes of a body that is read at once; one that is not longer is in memory."""
 MAX_POSITION = 2**31 - 1
 MAX_ID = 2**63 - 1
 T = TypeVar("T")
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+CART_STATUSES = {
+    **{status.value: status for status in CartStatus if status is not CartStatus.DELETED},
+    "failed": CartStatus.ERROR,
+}
 FILE_STATUSES = {
     **{status.value: status for status in FileStatus},
     "failed": FileStatus.ERROR,
@@ -33,7 +48,7 @@ FILE_STATUSES = {
 
 
 class CartsApi:
-    """Klein routes for :class:`FileLists`."""
+    """Klein routes for :class:`CartLists`, :class:`FileLists`, :class:`Planner` and others."""
 
     app = Klein()
     app.url_map.strict_slashes = False
@@ -41,14 +56,33 @@ class CartsApi:
     def __init__(
         self,
         submissions: Submissions,
+        documents: StatusDocuments,
         file_lists: FileLists,
+        cart_lists: CartLists,
+        planner: Planner,
         *,
         recovered: Callable[[], Awaitable[None]],
     ) -> None:
         """All requests wait for ``recovered()``."""
         self._submissions = submissions
+        self._documents = documents
         self._file_lists = file_lists
+        self._cart_lists = cart_lists
+        self._planner = planner
         self._recovered = recovered
+
+    @app.route(CARTS, methods=["GET"])
+    async def carts(self, request: Request) -> bytes:
+        """Send a page of carts."""
+        query = CartQuery(
+            limit=integer(request, "limit", 1, MAX_CARTS) or DEFAULT_CARTS,
+            status=choice(request, "status", CART_STATUSES),
+            label=text(request, "label"),
+            owner=text(request, "owner"),
+            before=integer(request, "after", 1, MAX_ID),
+        )
+        await self._recovered()
+        return json_response(request, await self._cart_lists.page(viewer_of(request), query))
 
     @app.route(f"{CARTS}/<uid>/files", methods=["GET"])
     async def files(self, request: Request, uid: str) -> bytes:
@@ -73,6 +107,33 @@ class CartsApi:
             return await send_pieces(request, NDJSON, self._file_lists.lines(cart, query))
         return await send_pieces(request, JSON, self._file_lists.page(cart, query))
 
+    @app.route(f"{CARTS}/<uid>/labels", methods=["PUT"])
+    async def labels(self, request: Request, uid: str) -> bytes:
+        """Replace the labels of the newest cart."""
+        assert request.content is not None
+        labels = parse_labels(short_body(request.content))
+        await self._recovered()
+        await self._submissions.set_labels(viewer_of(request), uid, labels)
+        return json_response(request, {"labels": labels})
+
+    @app.route(f"{CARTS}/<uid>/retry", methods=["POST"])
+    async def retry(self, request: Request, uid: str) -> bytes:
+        """Stage the newest cart again, which is in error; send its new status document."""
+        await self._recovered()
+        cart = await self._submissions.retry(viewer_of(request), uid)
+        document = (await self._documents.for_carts([cart.id]))[cart.id]
+        body = response(request, 202, JSON, encode(document))
+        set_header(request, "Link", f'<{document.links["self"]}>; rel="monitor"')
+        set_header(request, "Retry-After", RETRY_AFTER)
+        return body
+
+    @app.route(PLAN, methods=["POST"])
+    async def plan(self, request: Request) -> bytes:
+        """Send what a cart of the manifest would take."""
+        assert request.content is not None
+        await self._recovered()
+        return json_response(request, await self._planner.plan(viewer_of(request), request.content))
+
     async def _find(self, request: Request, uid: str) -> Cart:
         return await self._submissions.find(viewer_of(request), uid)
 
@@ -80,6 +141,22 @@ class CartsApi:
     def failed(self, request: Any, failure: Failure) -> bytes:
         """Return the error response for any exception of a route."""
         return failure_response(request, failure)
+
+
+def json_response(request: Request, document: object) -> bytes:
+    return response(request, 200, JSON, encode(document))
+
+
+def short_body(body: IO[bytes]) -> bytes:
+    """Return a body of at most ``MAX_BODY`` bytes.
+
+    :raises TooLarge: it is longer.
+    """
+    size = body.seek(0, os.SEEK_END)
+    body.seek(0)
+    if size > MAX_BODY:
+        raise TooLarge(f"The body exceeds {MAX_BODY} bytes")
+    return body.read()
 
 
 def accepts(request: Request, media_type: str) -> bool:
@@ -101,9 +178,12 @@ def text(request: Request, name: str) -> str | None:
     """Return the first value of a parameter of the query."""
     values: Sequence[bytes] = (request.args or {}).get(name.encode(), ())
     try:
-        return values[0].decode() if values else None
+        value = values[0].decode() if values else None
     except UnicodeDecodeError:
         raise InvalidInput(f"{name}: must be UTF-8") from None
+    if value is not None and "\0" in value:
+        raise InvalidInput(f"{name}: must not contain NUL")
+    return value
 
 
 def integer(request: Request, name: str, least: int, most: int) -> int | None:

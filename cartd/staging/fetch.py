@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from twisted.internet.defer import CancelledError
 
-from cartd.archive import ArchiveError, FileState
+from cartd.archive import ArchiveError, FileState, explained_status
 from cartd.archive.retry import FileFailed
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import Batcher, both, for_each
@@ -239,13 +239,7 @@ class FileFetcher:
             raise
 
     async def _state(self, file: CartFile) -> FileState:
-        archive = self._context.archive
-        try:
-            return await archive.status(file.archive_id)
-        except ArchiveError as error:
-            if not error.needs_explanation:
-                raise
-            raise await archive.explain(file.archive_id, error) from error
+        return await explained_status(self._context.archive, file.archive_id)
 
     # Fetching
 

@@ -182,6 +182,14 @@ class Status(Struct, frozen=True, kw_only=True):
     """URLs by relation (RFC 8288): self, files, events, and more."""
 
 
+class CartList(Struct, frozen=True, kw_only=True):
+    """A page of carts, newest first."""
+
+    carts: list[Status]
+    next: str | UnsetType = UNSET
+    """URL of the next page; absent on the last one."""
+
+
 class File(Struct, frozen=True, kw_only=True):
     """One file of a cart."""
 

@@ -1,9 +1,10 @@
-"""Lists of the files of a cart, as JSON that is made piece by piece.
+"""Lists of carts, and of the files of a cart, by pages.
 
-Strategy: a cart may have millions of files.  They are read from the store, and encoded, some
-hundreds at a time, and the next ones only when the caller asks for them: so a list takes the memory
-of one piece and blocks the reactor for some milliseconds.  If many lists are being made, their
-pieces are smaller, so that all together stay bounded.
+Strategy: a page continues after a position or an id, so that it costs the same wherever it is, and
+nothing is listed twice because something was added.  A cart may have millions of files.  They are
+read from the store, and encoded, some hundreds at a time, and the next ones only when the caller
+asks for them: so a list takes the memory of one piece and blocks the reactor for some milliseconds.
+If many lists are being made, their pieces are smaller, so that all together stay bounded.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from urllib.parse import quote, urlencode
 from msgspec import UNSET, UnsetType
 from msgspec.json import Encoder
 
-from cartd.model import Cart, CartFile, FileStatus
-from cartd.status.document import File
+from cartd.errors import Forbidden
+from cartd.model import Cart, CartFile, CartStatus, FileStatus, Viewer
+from cartd.status.document import CartList, File
+from cartd.status.documents import StatusDocuments
 from cartd.store import Store
 
 PIECE = 500
@@ -42,11 +45,78 @@ class FileQuery:
     """At most so many; none for all."""
 
 
-class FileLists:
-    """Makes lists of files."""
+@dataclass(frozen=True, slots=True)
+class CartQuery:
+    """Which carts are wanted."""
 
-    def __init__(self, store: Store) -> None:
+    limit: int
+    """At most so many."""
+    status: CartStatus | None = None
+    """Only those with this status."""
+    label: str | None = None
+    """Only those with this label."""
+    owner: str | None = None
+    """Only those of this user."""
+    before: int | None = None
+    """Only those that are older than the cart of this id."""
+
+
+class CartLists:
+    """Lists carts."""
+
+    def __init__(
+        self, store: Store, documents: StatusDocuments, *, base: str, without_owner: bool
+    ) -> None:
+        """``base`` is the beginning of URLs, and ends in ``/``.
+
+        ``without_owner``: whether carts are listed for clients that are not authenticated.
+        """
         self._store = store
+        self._documents = documents
+        self._base = base
+        self._without_owner = without_owner
+
+    async def page(self, viewer: Viewer, query: CartQuery) -> CartList:
+        """Return a page of the carts that ``viewer`` may see.
+
+        :raises Forbidden: ``viewer`` may not list these carts.
+        """
+        if viewer.owner is None and not self._without_owner:
+            raise Forbidden(
+                "Carts are not listed without authentication, as a uid may be a secret; the setting"
+                " [page] list permits it"
+            )
+        if not viewer.sees_all and query.owner not in (None, viewer.owner):
+            raise Forbidden("Only an admin may list the carts of other users")
+        ids = await self._store.statuses.newest(
+            owner=query.owner if viewer.sees_all else viewer.owner,
+            status=query.status,
+            label=query.label,
+            before=query.before,
+            limit=query.limit + 1,
+        )
+        documents = await self._documents.for_carts(ids[: query.limit])
+        found = [documents[cart_id] for cart_id in ids if cart_id in documents]
+        return CartList(
+            # A cart may have been deleted since its id was read.
+            carts=[each for each in found if each.status is not CartStatus.DELETED],
+            next=self._next(query, ids[query.limit - 1]) if len(ids) > query.limit else UNSET,
+        )
+
+    def _next(self, query: CartQuery, last: int) -> str:
+        asked = {"status": query.status, "label": query.label, "owner": query.owner}
+        given = {name: value for name, value in asked.items() if value is not None}
+        page = urlencode({**given, "after": last, "limit": query.limit})
+        return f"{self._base}-/carts?{page}"
+
+
+class FileLists:
+    """Makes lists of files, as JSON."""
+
+    def __init__(self, store: Store, *, base: str) -> None:
+        """``base`` is the beginning of URLs, and ends in ``/``."""
+        self._store = store
+        self._base = base
         self._running = 0
 
     async def page(self, cart: Cart, query: FileQuery) -> AsyncGenerator[bytes, None]:
@@ -63,7 +133,7 @@ class FileLists:
             if query.limit is not None and await self._store.statuses.files(
                 cart.id, status=query.status, after=last, limit=1
             ):
-                end = b'],"next":' + _json.encode(next_page(cart, query, last)) + b"}"
+                end = b'],"next":' + _json.encode(self._next(cart, query, last)) + b"}"
         yield text + end
 
     async def lines(self, cart: Cart, query: FileQuery) -> AsyncGenerator[bytes, None]:
@@ -89,6 +159,12 @@ class FileLists:
     def _piece(self) -> int:
         return max(PIECE * FULL_PIECES // max(self._running, FULL_PIECES), MIN_PIECE)
 
+    def _next(self, cart: Cart, query: FileQuery, last: int) -> str:
+        """Return the URL of the files after the position ``last``, of the same cart only."""
+        status = {} if query.status is None else {"status": query.status.value}
+        asked = urlencode({**status, "after": last, "limit": query.limit, "cart": cart.id})
+        return f"{self._base}-/carts/{quote(cart.uid, safe='')}/files?{asked}"
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         self._running += 1
@@ -96,13 +172,6 @@ class FileLists:
             yield
         finally:
             self._running -= 1
-
-
-def next_page(cart: Cart, query: FileQuery, last: int) -> str:
-    """Return the URL of the files after the position ``last``, of the same cart only."""
-    status = {} if query.status is None else {"status": query.status.value}
-    asked = {**status, "after": last, "limit": query.limit, "cart": cart.id}
-    return f"/-/carts/{quote(cart.uid, safe='')}/files?{urlencode(asked)}"
 
 
 def file_document(file: CartFile) -> File:

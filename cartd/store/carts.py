@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from msgspec.json import encode
 from sqlalchemy import (
     ColumnElement,
     Select,
@@ -295,6 +296,14 @@ class Carts:
         assert viewer.owner is not None
         return await self._lookups.newest_of(viewer.owner, uid)
 
+    async def check_quota(self, owner: str, limits: UserQuota, files: int) -> None:
+        """Check that ``owner`` may have one more unfinished cart, with that many unstaged files.
+
+        :raises QuotaExceeded: the quota is exceeded.
+        """
+        async with self._database.transaction() as transaction:
+            await check_quota(transaction, owner, limits, files)
+
     async def unfinished(self) -> int:
         """Return the number of carts that are neither ready nor in error, of all processes."""
         [row] = await self._database.rows(_UNFINISHED, {})
@@ -361,6 +370,8 @@ async def _insert_cart(
         "fingerprint": manifest.fingerprint,
         "owner": owner,
         "files_total": len(manifest.entries),
+        "name": manifest.name,
+        "labels": encode(manifest.labels).decode(),
     }
     cart_id = await transaction.insert(insert(cart), values)
     return cart_of((await transaction.rows(_BY_ID, {"cart_id": cart_id}))[0])

@@ -96,6 +96,23 @@ _DUPLICATES = (
     )
     .order_by(file.c.position)
 )
+_STAGED_SIZES = (
+    select(
+        _other.c.file_name,
+        _other.c.hash_type,
+        _other.c.hash_value,
+        func.max(_other.c.size).label("size"),
+    )
+    .join(_others_cart, _others_cart.c.id == _other.c.cart_id)
+    .where(
+        _other.c.file_name.in_(bindparam("names", expanding=True)),
+        _other.c.status == _STAGED,
+        _other.c.size.is_not(None),
+        _other.c.mtime.is_not(None),
+        _IN_PLACE,
+    )
+    .group_by(_other.c.file_name, _other.c.hash_type, _other.c.hash_value)
+)
 # Two queries by primary key: a join might be planned from the carts, over all their files.
 _STAGED_FILES = select(file.c.id, file.c.cart_id, file.c.status, file.c.linked_to).where(
     file.c.id.in_(bindparam("ids", expanding=True))
@@ -139,6 +156,10 @@ _COUNT = (
 )
 
 
+Content = tuple[str, str, str]
+"""Id in the archive, hash type and hash sum."""
+
+
 class Dedup:
     """Queries for files that need not be fetched."""
 
@@ -152,6 +173,14 @@ class Dedup:
         """
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         return list(starmap(DuplicateFile, await self._database.rows(_DUPLICATES, page)))
+
+    async def staged(self, files: Sequence[Content]) -> dict[Content, int]:
+        """Return the sizes of those of some hundreds of files that a cart has on the volume."""
+        if not files:
+            return {}
+        names = list({name for name, _, _ in files})
+        rows = await self._database.rows(_STAGED_SIZES, {"names": names})
+        return {(row.file_name, row.hash_type, row.hash_value): row.size for row in rows}
 
     async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
         """Record files found on the volume, their digests by position; return those recorded.

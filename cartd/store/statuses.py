@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from msgspec.json import Decoder, encode
-from sqlalchemy import bindparam, func, literal_column, select, update
+from sqlalchemy import (
+    Select,
+    Text,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    select,
+    union_all,
+    update,
+)
 
-from cartd.model import Cart, CartDetails, CartFile, FileStatus
+from cartd.model import Cart, CartDetails, CartFile, CartStatus, FileStatus
 from cartd.store.database import Database
 from cartd.store.tables import (
     BATCH,
@@ -69,6 +79,46 @@ _SET_LABELS = (
     .values(labels=bindparam("new_labels"))
 )
 _TEXTS = Decoder(tuple[str, ...])
+_NEWEST = 2**63 - 1
+"""Greater than any id."""
+# Whether the JSON array has the element: a text of JSON that follows ``,`` or ``[`` directly is
+# no part of another one, within which each quote is escaped.  LIKE ignores case in SQLite.
+_ELEMENTS = literal(",") + func.substr(cart.c.labels, 2)
+_HAS_LABEL = func.replace(_ELEMENTS, bindparam("element", type_=Text), "") != _ELEMENTS
+
+
+def _listed(statuses: Collection[CartStatus], *, owned: bool, labelled: bool) -> Select[Any]:
+    """Return a query for the ids of undeleted carts, newest first.
+
+    The newest of each status are read in the order of an index, however many carts there are.
+    """
+    parts = []
+    for status in statuses:
+        # As a literal: the plan must not depend on a parameter.
+        part = select(cart.c.id).where(
+            cart.c.deleted_date.is_(None),
+            cart.c.status == literal_column(f"'{status.value}'"),
+            cart.c.id < bindparam("before"),
+        )
+        if owned:
+            part = part.where(cart.c.owner == bindparam("owner"))
+        if labelled:
+            part = part.where(_HAS_LABEL)
+        newest = part.order_by(cart.c.id.desc()).limit(bindparam("count")).subquery()
+        parts.append(select(newest.c.id))
+    every = union_all(*parts).subquery()
+    return select(every.c.id).order_by(every.c.id.desc()).limit(bindparam("count"))
+
+
+_LIVING: tuple[CartStatus, ...] = tuple(
+    status for status in CartStatus if status is not CartStatus.DELETED
+)
+_LISTS: dict[tuple[tuple[CartStatus, ...], bool, bool], Select[Any]] = {
+    (statuses, owned, labelled): _listed(statuses, owned=owned, labelled=labelled)
+    for statuses in (_LIVING, *((status,) for status in _LIVING))
+    for owned in (False, True)
+    for labelled in (False, True)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +164,29 @@ class Statuses:
         query = _PAGE if status is None else _PAGES[status]
         page = {"cart_id": cart_id, "after": after, "count": limit}
         return [file_of(row) for row in await self._database.rows(query, page)]
+
+    async def newest(
+        self,
+        *,
+        owner: str | None = None,
+        status: CartStatus | None = None,
+        label: str | None = None,
+        before: int | None = None,
+        limit: int,
+    ) -> list[int]:
+        """Return the ids of at most ``limit`` undeleted carts, newest first.
+
+        Only those of ``owner``, with this status and label, whose ids are below ``before``, as far
+        as these are given.
+        """
+        wanted: tuple[CartStatus, ...] = _LIVING if status is None else (status,)
+        values: dict[str, Any] = {"before": _NEWEST if before is None else before, "count": limit}
+        if owner is not None:
+            values["owner"] = owner
+        if label is not None:
+            values["element"] = f",{encode(label).decode()}"
+        query = _LISTS[wanted, owner is not None, label is not None]
+        return [row.id for row in await self._database.rows(query, values)]
 
     async def remaining(self) -> list[Remaining]:
         """Return what is left to stage of every unfinished cart, of all processes."""

@@ -204,13 +204,20 @@ cart = Table(
 Index("cart_uid_id", cart.c.cart_uid, cart.c.id)
 # Deleted carts are kept as history; queries for undeleted carts must not read them.
 _NOT_DELETED = text("deleted_date IS NULL")
-Index("cart_living", cart.c.status, sqlite_where=_NOT_DELETED, postgresql_where=_NOT_DELETED)
+# With the id, so that lists of carts are read in their order.
+Index(
+    "cart_living",
+    cart.c.status,
+    cart.c.id,
+    sqlite_where=_NOT_DELETED,
+    postgresql_where=_NOT_DELETED,
+)
 # Without authentication these two stay empty.  With the first, a look-up of a user's cart reads no
 # others; with the second, a post finds the unfinished carts of its user.
 _OWNED = text("deleted_date IS NULL AND owner IS NOT NULL")
 _OF_OWNER = (cart.c.owner, cart.c.cart_uid, cart.c.id)
 Index("cart_owner_uid_id", *_OF_OWNER, sqlite_where=_OWNED, postgresql_where=_OWNED)
-_UNDER_WAY = (cart.c.owner, cart.c.status)
+_UNDER_WAY = (cart.c.owner, cart.c.status, cart.c.id)
 Index("cart_owner_status", *_UNDER_WAY, sqlite_where=_OWNED, postgresql_where=_OWNED)
 
 _PENDING_REMOVAL = text("deleted_date IS NOT NULL AND removed_date IS NULL")

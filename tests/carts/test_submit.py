@@ -40,6 +40,7 @@ def submissions_with(
         admission_slot=lambda _: nullcontext(),
         limits=NO_QUOTA,
         stage=unused,
+        restage=unused,
         now=lambda: 0.0,
     )
 

@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from cartd.errors import EvictionFailed, NoSpace
-from cartd.model import Cart, CartStatus
+from cartd.model import Cart, CartStatus, Fit
 from cartd.store import Store
 from cartd.volume import Volume
 from tests.support.evictor_fixture import Disk, reserve
@@ -372,3 +372,19 @@ async def test_why_a_cart_finds_no_space_is_in_the_log_with_numbers(
         "Cart 2 (new): no space for 64,000,000 more bytes: 63,990,000 are missing after all"
         " possible evictions; all carts use 100, volume_quota = 6000000"
     ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_whether_bytes_fit_is_told_without_an_eviction(store: Store) -> None:
+    disk = Disk(store, free=100)
+    await staged(store, "old", 3)
+    evictor = disk.evictor()
+
+    assert [await evictor.fit(size) for size in (0, 100, 101, 130, 131)] == [
+        *(Fit.NOW, Fit.NOW),
+        *(Fit.AFTER_EVICTION, Fit.AFTER_EVICTION),
+        Fit.NO,
+    ]
+    disk.in_use.add("old")
+    assert await evictor.fit(101) is Fit.NO
+    assert disk.tried == []

@@ -140,7 +140,7 @@ def test_failed_files_have_their_errors(site: CartSite, status: str) -> None:
 def test_an_invalid_parameter_is_named(site: CartSite, query: str, message: str) -> None:
     site.stage("any", {})
     answer = site.cartd.get(f"/-/carts/any/files?{query}")
-    assert (answer.status, answer.json["message"]) == (400, message)
+    assert (answer.status, answer.json["detail"]) == (400, message)
 
 
 def test_a_page_belongs_to_one_cart(site: CartSite) -> None:
@@ -150,12 +150,12 @@ def test_a_page_belongs_to_one_cart(site: CartSite) -> None:
 
     answer = site.cartd.get(following)
 
-    assert answer.status == 404 and "posted again" in answer.json["message"]
+    assert answer.status == 404 and "posted again" in answer.json["detail"]
 
 
 def test_a_cart_that_is_not_there_has_no_files(site: CartSite) -> None:
     answer = site.cartd.get("/-/carts/nobody/files")
-    assert (answer.status, answer.json["message"]) == (404, "No cart with uid nobody found")
+    assert (answer.status, answer.json["detail"]) == (404, "No cart with uid nobody found")
     assert site.cartd.get("/-/carts/nobody/files", accept=NDJSON).status == 404
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,12 +45,15 @@ ANY_RESPONSE = {
 }
 """Header fields that any response may have."""
 LIMIT = 1_000_000
+LISTED = f"[server]\nmax_manifest_size = {LIMIT}\n[page]\nlist = on\n"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
     directory = tmp_path_factory.mktemp("site")
-    with cart_site(directory, ini=f"[server]\nmax_manifest_size = {LIMIT}\n") as running:
+    with cart_site(
+        directory, ini=f"[server]\nmax_manifest_size = {LIMIT}\n[page]\nlist = on\n"
+    ) as running:
         prepare(running)
         yield running
 
@@ -162,10 +166,13 @@ def test_a_post_and_a_deletion_are_answered_as_described(site: CartSite) -> None
     ask(site, "DELETE", "/{uid}", 404, path_parameters=uid)
 
 
-def test_schemathesis_finds_no_failures(site: CartSite) -> None:
-    outcome = check(site, "--max-examples=6", "--generation-deterministic")
+def test_schemathesis_finds_no_failures(tmp_path: Path) -> None:
+    # A site of its own: the list of carts tells schemathesis which there are to be deleted.
+    with cart_site(tmp_path, ini=LISTED) as site:
+        prepare(site)
+        outcome = check(site, "--max-examples=6", "--generation-deterministic")
     assert outcome.status == 0, outcome.report
     known = {(method, status) for method, path, status in outcome.seen if path == "/{uid}"}
     assert known >= {("POST", 201), ("POST", 400), ("HEAD", 204), ("GET", 200), ("GET", 400),
-                     ("DELETE", 200), ("DELETE", 404), ("PUT", 405)}  # fmt: skip
+                     ("DELETE", 200), ("DELETE", 404), ("PATCH", 405)}  # fmt: skip
     assert outcome.seen["GET", "/-/openapi.json", 200]

@@ -54,6 +54,7 @@ def answers_to(start: str) -> list[str]:
 
 
 LIST = 'curl "http://127.0.0.1:8081/-/carts/my-cart/files'
+CARTS = 'curl "http://127.0.0.1:8081/-/carts?'
 LINES = "curl -H 'Accept: application/x-ndjson'"
 
 
@@ -71,6 +72,17 @@ def test_documented_commands_download_a_cart(site: CartSite, tmp_path: Path) -> 
     assert json.loads(shell(site, documented(LIST), tmp_path)).keys() == json.loads(listed).keys()
     lines = shell(site, documented(LINES), tmp_path).splitlines()
     assert [json.loads(line)["position"] for line in lines] == [1]
+    assert shell(site, documented("curl -X PUT"), tmp_path) == "".join(answers_to("curl -X PUT"))
+    retry = "curl -X POST http://127.0.0.1:8081/-/carts/my-cart/retry"
+    [refused], said = answers_to(retry), json.loads(shell(site, documented(retry), tmp_path))
+    assert json.loads(refused).items() <= said.items()
+    planning = "curl -X POST --data-binary @manifest.json"
+    planned, *_ = answers_to(planning)
+    assert json.loads(shell(site, documented(planning), tmp_path)).keys() == (
+        json.loads(planned).keys()
+    )
+    unlisted = json.loads(shell(site, documented(CARTS), tmp_path))
+    assert "[page] list" in unlisted["detail"]
     shell(site, documented("curl -O -J"), tmp_path)
     assert shell(site, documented("tar tvf"), tmp_path).count("\n") == 4
     shell(site, "tar xf my-data.tar", tmp_path)

@@ -281,10 +281,10 @@ def _add_constraints() -> None:
         batch.alter_column("hash_value", existing_type=short, type_=sa.Text(), nullable=False)
         batch.alter_column("position", existing_type=sa.Integer(), nullable=False)
     op.create_index("cart_uid_id", "cart", ["cart_uid", "id"])
-    _create_partial_index("cart_living", "cart", ["status"], "deleted_date IS NULL")
+    _create_partial_index("cart_living", "cart", ["status", "id"], "deleted_date IS NULL")
     owned = "deleted_date IS NULL AND owner IS NOT NULL"
     _create_partial_index("cart_owner_uid_id", "cart", ["owner", "cart_uid", "id"], owned)
-    _create_partial_index("cart_owner_status", "cart", ["owner", "status"], owned)
+    _create_partial_index("cart_owner_status", "cart", ["owner", "status", "id"], owned)
     pending = "deleted_date IS NOT NULL AND removed_date IS NULL"
     _create_partial_index("cart_pending_removal", "cart", ["id"], pending)
     _create_partial_index("cart_leased", "cart", ["lease_holder"], "lease_holder IS NOT NULL")
