@@ -36,17 +36,16 @@ class Routes(Resource):
         super().__init__()
         self.isLeaf = True
         self._rest = rest.app.resource()
-        self._others = [
-            (_read_routes(other.app), other.app.resource()) for other in (*others, pages)
-        ]
+        self._others = [(PathTable(other.app), other.app.resource()) for other in (*others, pages)]
         self._pages = pages.variants.resource()
 
     def render(self, request: Request) -> Any:
         path = route_path(request.postpath or ())
-        chosen: IResource = next(
-            (resource for paths, resource in self._others if _find(paths, path)), self._rest
-        )
-        if _find(_PAGE_PATHS, path):
+        chosen: IResource = self._rest
+        if path[:1] == _OURS:
+            found = (resource for paths, resource in self._others if paths.find(path))
+            chosen = next(found, chosen)
+        if _PAGES.find(path):
             if len(path) != 1:  # the four requests of Pacifica Cartd stay as they are
                 request.responseHeaders.addRawHeader(b"Vary", b"Accept")
             if is_browser(request):
@@ -62,48 +61,66 @@ class PathRules:
     public: bool
 
 
-_Paths = dict[tuple[str, ...], PathRules]
 _PUBLIC = PUBLIC_PATHS | {HEALTHY_PATH, READY_PATH, ASSET_PATH}
+_OURS = ["-"]
+"""The first segment of the paths that are not Pacifica Cartd's; no uid begins so."""
 _UNKNOWN = PathRules((), public=False)
 
 
-def _read_routes(app: Klein) -> _Paths:
-    """Return the rules of all routes of ``app``, by the non-empty segments of their paths."""
-    methods: dict[str, set[str]] = {}
-    for rule in app.url_map.iter_rules():
-        methods.setdefault(rule.rule, set()).update(rule.methods or ())
-    return {
-        tuple(name for name in path.split("/") if name): PathRules(
-            tuple(sorted(found)), public=path in _PUBLIC
-        )
-        for path, found in methods.items()
-    }
+class PathTable:
+    """The rules of paths, which are given as their non-empty segments."""
+
+    def __init__(self, *apps: Klein) -> None:
+        """Read the routes of all applications."""
+        methods: dict[str, set[str]] = {}
+        for app in apps:
+            for rule in app.url_map.iter_rules():
+                methods.setdefault(rule.rule, set()).update(rule.methods or ())
+        self.rules = {
+            tuple(name for name in path.split("/") if name): PathRules(
+                tuple(sorted(found)), public=path in _PUBLIC
+            )
+            for path, found in methods.items()
+        }
+        self._patterns: dict[int, list[tuple[str, ...]]] = {}
+        """By number of segments, the paths with a segment that stands for any."""
+        for path in self.rules:
+            if any(map(_is_any, path)):
+                self._patterns.setdefault(len(path), []).append(path)
+
+    def find(self, path: Sequence[str]) -> PathRules | None:
+        """Return the rules of ``path``, or None if it is unknown."""
+        if exact := self.rules.get(tuple(path)):
+            return exact
+        for pattern in self._patterns.get(len(path), ()):
+            if len(path) == 1 or all(map(_matches, path, pattern)):
+                return self.rules[pattern]
+        return None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All methods of all paths."""
+        return tuple(sorted({method for one in self.rules.values() for method in one.methods}))
 
 
-def _find(paths: _Paths, path: Sequence[str]) -> PathRules | None:
-    """Return the rules of ``path``; a segment in angle brackets stands for any other segment."""
-    if exact := paths.get(tuple(path)):
-        return exact
-    for route, rules in paths.items():
-        if len(route) == len(path) and all(
-            part == wanted or wanted.startswith("<")
-            for part, wanted in zip(path, route, strict=True)
-        ):
-            return rules
-    return None
+def _is_any(segment: str) -> bool:
+    return segment.startswith("<")
+
+
+def _matches(segment: str, pattern: str) -> bool:
+    return segment == pattern or _is_any(pattern)
 
 
 APPS = (Rest.app, Api.app, CartsApi.app, Monitoring.app, ProblemPages.app)
 """The API."""
-_MONITORING_PATHS = _read_routes(Monitoring.app)
-_PAGE_PATHS = _read_routes(Pages.variants)
-_PATHS = {path: rules for app in (*APPS, Pages.app) for path, rules in _read_routes(app).items()}
-ALL_METHODS = tuple(sorted({method for rules in _PATHS.values() for method in rules.methods}))
+_MONITORING = PathTable(Monitoring.app)
+_PAGES = PathTable(Pages.variants)
+_PATHS = PathTable(*APPS, Pages.app)
 
 
 def path_rules(path: Sequence[str]) -> PathRules:
     """Return the rules of a path, given as non-empty segments; no methods if it is unknown."""
-    return _find(_PATHS, path) or _UNKNOWN
+    return _PATHS.find(path) or _UNKNOWN
 
 
 def allowed_methods(path: Sequence[str]) -> Sequence[str]:
@@ -127,17 +144,17 @@ def is_public(method: bytes, path: Sequence[str]) -> bool:
 
 
 def _monitoring_methods(path: Sequence[str]) -> Sequence[str]:
-    rules = _find(_MONITORING_PATHS, path)
+    rules = _MONITORING.find(path)
     return () if rules is None else rules.methods
 
 
 MONITORING_RULES = RequestRules(
     _monitoring_methods,
-    tuple(sorted({method for rules in _MONITORING_PATHS.values() for method in rules.methods})),
+    _MONITORING.methods,
 )
 """The rules of an endpoint that serves nothing else."""
 
 REQUEST_RULES = RequestRules(
-    allowed_methods, ALL_METHODS, is_public=is_public, check_post=check_post
+    allowed_methods, _PATHS.methods, is_public=is_public, check_post=check_post
 )
 """The rules for requests that follow from the routes."""

@@ -57,7 +57,7 @@ def test_a_read_only_path_is_public_only_if_the_table_has_it(
     public: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = PathRules(("GET", "HEAD"), public=public)
-    monkeypatch.setitem(paths._PATHS, ("-", "x"), rules)
+    monkeypatch.setitem(paths._PATHS.rules, ("-", "x"), rules)
 
     assert allowed_methods(["-", "x"]) == ("GET", "HEAD")
     assert is_public(b"GET", ["-", "x"]) is public
@@ -65,7 +65,7 @@ def test_a_read_only_path_is_public_only_if_the_table_has_it(
 
 
 def test_every_public_path_is_listed() -> None:
-    assert {path for path, rules in paths._PATHS.items() if rules.public} == {
+    assert {path for path, rules in paths._PATHS.rules.items() if rules.public} == {
         (),
         ("-", "openapi.json"),
         ("-", "problems"),
