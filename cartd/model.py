@@ -191,6 +191,11 @@ class Cart:
     tar: TarFacts | None = None
     """The tar when the cart was last made ready; none if Pacifica Cartd made it ready."""
 
+    def __str__(self) -> str:
+        """The name of the cart in log lines: ``Cart 12 (my-data, alice)``."""
+        owner = "" if self.owner is None else f", {escape(self.owner)}"
+        return f"Cart {self.id} ({self.display_uid}{owner})"
+
     @property
     def display_uid(self) -> str:
         """The uid, escaped for logs and terminals: Pacifica Cartd accepted almost any character."""

@@ -15,7 +15,8 @@ from cartd import __version__
 from cartd.config import Config, load
 from cartd.config.settings import SETTINGS
 from cartd.errors import ConfigError
-from cartd.runtime import disable_pidfile, install_log_observer
+from cartd.logs import install_observer
+from cartd.runtime import disable_pidfile
 
 DEFAULT_FILE = Path(".pacifica-cartd", "config.ini")
 """Relative to the home directory; the same as Pacifica Cartd's."""
@@ -68,7 +69,7 @@ class Options(usage.Options):
         except usage.UsageError as error:
             raise SystemExit(f"cartd: {error} (--help lists the options)") from None
         disable_pidfile(getattr(self, "parent", None))
-        install_log_observer(getattr(self, "parent", None))
+        install_observer(getattr(self, "parent", None))
         # twistd has an option --umask, too: it applies to the files of cartd as well.
         given = (getattr(self, "parent", None) or {}).get("umask")
         if given is not None and self["umask"] is None:

@@ -1,4 +1,4 @@
-"""What the process needs: timers' clock, stop signals, open files, tuned Python, pid file, log."""
+"""What the process needs: timers' clock, stop signals, open files, tuned Python, pid file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from twisted.application.service import Service
-from twisted.logger import (
-    FileLogObserver,
-    ILogObserver,
-    LogEvent,
-    Logger,
-    formatEventAsClassicLogText,
-    formatTime,
-)
+from twisted.logger import Logger
 from twisted.python import usage
 
 FILES_PER_CONNECTION = 4
@@ -41,14 +34,8 @@ manifest that its thread has read: with 24 clients, memory doubles.
 """
 _M_ARENA_MAX: Final = -8  # malloc.h of glibc
 DEFAULT_PIDFILE = "twistd.pid"
-LINES_KEY = "lines"
-"""Key of the list of lines in an event; each becomes a line of the log."""
 
 log = Logger()
-
-_supports_multiline = False
-_twistd_options: dict[str, Any] = {}
-"""The options of ``twistd``, which does not pass them to a logger."""
 
 
 def monotonic_clock_from(
@@ -174,50 +161,3 @@ def disable_pidfile(twistd: usage.Options | None) -> None:
     """
     if twistd is not None and twistd["nodaemon"] and twistd.get("pidfile") == DEFAULT_PIDFILE:
         twistd["pidfile"] = ""
-
-
-def log_supports_multiline() -> bool:
-    """Whether the log of this process can write events of several lines."""
-    return _supports_multiline
-
-
-def format_log_event(event: LogEvent) -> str | None:
-    """Format an event as Twisted does; each of its :data:`LINES_KEY` becomes such a line."""
-    lines = event.get(LINES_KEY)
-    if lines is None:
-        return formatEventAsClassicLogText(event)
-    level = event["log_level"].name
-    prefix = f"{formatTime(event['log_time'])} [{event['log_namespace']}#{level}] "
-    return "".join(f"{prefix}{line}\n" for line in lines)
-
-
-def install_log_observer(twistd: usage.Options | None) -> None:
-    """Make ``twistd`` use :func:`log_observer` as its logger, unless another one was chosen.
-
-    It writes one event as several lines, for the access log: Twisted writes date and namespace only
-    before the first line of an event, and one event per request would take a sixth of the time of a
-    HEAD request.
-    """
-    if twistd is not None and not twistd.get("logger"):
-        _twistd_options.update(twistd)
-        twistd["logger"] = f"{__name__}.{log_observer.__name__}"
-
-
-def log_observer() -> ILogObserver:
-    """Return the observer that ``twistd`` would create: for a file, standard output or syslog."""
-    global _supports_multiline
-    made: ILogObserver = _twistd_logger()({**_twistd_options, "logger": None})._getLogObserver()
-    if isinstance(made, FileLogObserver):
-        made.formatEvent = format_log_event
-        _supports_multiline = True
-    return made
-
-
-def _twistd_logger() -> Any:
-    if sys.platform == "win32":
-        from twisted.application.app import AppLogger
-
-        return AppLogger
-    from twisted.scripts._twistd_unix import UnixAppLogger
-
-    return UnixAppLogger

@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd import logs
 from cartd.archive import explained_status
 from cartd.auth import Authenticator, create_authenticator
 from cartd.auth.authenticator import startup_warnings
@@ -81,6 +82,10 @@ may take 20 s, and each of a few steps waits 5 s for a database that does not re
 
 MONITORING_CONNECTIONS = 100
 """Maximum number of connections to the endpoint of the metrics."""
+OTHER_LOGGER = (
+    "[log] format = json has no effect: the log is written by the logger of twistd's option"
+    " --logger, or of a .tac file"
+)
 
 log = Logger()
 
@@ -410,12 +415,14 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     try:
         config = read_config(options, os.environ)
         os.umask(config.umask)
+        logs.use_format(config.log_format)
         components = Components(config, reactor, _prepare(config))
         too_few = connection_limit_warning(config.database_url)
         authenticator = create_authenticator(config, DedicatedThread(reactor), reactor)
     except CartdError as error:
         raise SystemExit(f"cartd: {admin_message(error)}") from None
-    for note in (*config.warnings, *([too_few] if too_few else [])):
+    other_logger = [OTHER_LOGGER] if logs.is_json() and not logs.is_installed() else []
+    for note in (*config.warnings, *([too_few] if too_few else []), *other_logger):
         log.warn("{note}", note=note)
     cartd = Cartd(components, authenticator)
     service = MultiService()

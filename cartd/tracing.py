@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from cartd.model import Cart
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BATCH = 256
 """Random ids per system call."""
@@ -127,29 +130,61 @@ class LogContext:
         context = LogContext(request_id=self.request_id)
         context._trace = self.trace
         context.cart = cart
-        context.user = cart.owner
         return context
-
-    def fields(self) -> dict[str, Any]:
-        """Return the fields of a log line as JSON."""
-        found: dict[str, Any] = {} if self.cart is None else cart_fields(self.cart)
-        if self.user is not None:
-            found["user"] = self.user
-        if self.request_id:
-            found["request_id"] = self.request_id
-        found["trace_id"] = self.trace.trace_id
-        return found
-
-
-def cart_fields(cart: Cart) -> dict[str, Any]:
-    """Return the fields of a log line that name a cart and its owner."""
-    found: dict[str, Any] = {"cart": cart.id, "uid": cart.display_uid}
-    if cart.owner is not None:
-        found["user"] = cart.owner
-    return found
 
 
 current: ContextVar[LogContext | None] = ContextVar("cartd_log_context", default=None)
+
+
+class CartNumber(int):
+    """A cart of which only the id is known, in log lines."""
+
+    def __str__(self) -> str:
+        return f"Cart {int(self)}"
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+
+def log_fields(cart: object = None) -> dict[str, Any]:
+    """Return the fields of a line of JSON that name the cart, the user, the request and its trace.
+
+    ``cart``: the one that the line is about, a :class:`Cart` or its id, if it is not that of the
+    context.  The user is who sent the request or, apart from requests, the owner of the cart.
+    """
+    context = current.get()
+    if cart is None and context is not None:
+        cart = context.cart
+    found: dict[str, Any] = {}
+    if isinstance(cart, Cart):
+        found = {"cart": cart.id, "uid": cart.display_uid, "user": cart.owner}
+    elif isinstance(cart, int):
+        found = {"cart": int(cart)}
+    if context is not None:
+        if context.cart is None and context.user is not None:
+            found["user"] = context.user
+        found["request_id"] = context.request_id
+        found["trace_id"] = context.trace.trace_id
+    return {name: value for name, value in found.items() if value}
+
+
+def current_cart(cart_id: int) -> Cart | CartNumber:
+    """Return the cart for log lines: with uid and owner, if it is that of the context."""
+    context = current.get()
+    cart = None if context is None else context.cart
+    return CartNumber(cart_id) if cart is None or cart.id != cart_id else cart
+
+
+def without_context(call: Callable[P, T], *arguments: P.args, **more: P.kwargs) -> T:
+    """Call something whose log lines must not name the current request or cart.
+
+    For what one caller starts and others use as well.
+    """
+    reset = current.set(None)
+    try:
+        return call(*arguments, **more)
+    finally:
+        current.reset(reset)
 
 
 def staging_context(cart: Cart) -> LogContext:

@@ -37,6 +37,7 @@ from cartd.backoff import endless_delays, with_retry_after
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.errors import CartdError
 from cartd.model import Cart
+from cartd.tracing import without_context
 
 log = Logger()
 
@@ -215,7 +216,7 @@ class CircuitBreaker:
         released = self._waiters.join(cart_id, archive_id, failed=failed)
         if self._probing is None:
             self._advance(_Event.PROBE)
-            self._probing = Deferred.fromCoroutine(self._probe_until_answered())
+            self._probing = without_context(Deferred.fromCoroutine, self._probe_until_answered())
             self._probing.addErrback(self._probing_failed)
         elif self._state is State.OPEN and self._has_unprobed_file():
             self._advance(_Event.PROBE)

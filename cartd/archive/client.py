@@ -45,6 +45,7 @@ from cartd.archive.responses import (
 )
 from cartd.errors import ConfigError, one_line
 from cartd.metrics import UNEXPOSED, Metrics
+from cartd.tracing import current
 
 MAX_REDIRECTS = 5
 
@@ -167,7 +168,7 @@ class ArchiveClient:
         pending: Deferred[Any] = self._client.request(
             method,
             _ParsedURL(url),
-            headers=_HEADERS,
+            headers=_headers(),
             cookies=_NO_COOKIES,
             allow_redirects=False,
             unbuffered=True,
@@ -212,6 +213,17 @@ async def explained_status(archive: ArchiveClient, archive_id: str) -> FileState
         if not error.needs_explanation:
             raise
         raise await archive.explain(archive_id, error) from error
+
+
+def _headers() -> Headers:
+    """Return the headers of a request, with the trace of the cart or the request it is sent for."""
+    context = current.get()
+    if context is None:
+        return _HEADERS
+    headers = _HEADERS.copy()
+    for name, values in context.trace.headers().items():
+        headers.setRawHeaders(name, values)
+    return headers
 
 
 class _ParsedURL(EncodedURL):

@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from cartd.errors import CartdError, Problem
 from cartd.model import Cart, format_time
+from cartd.tracing import without_context
 
 log = Logger()
 
@@ -142,7 +143,7 @@ class OutageStatus:
     def _submit(self, update: _Update) -> None:
         self._pending = update
         if self._writing is None:
-            self._writing = Deferred.fromCoroutine(self._write_pending())
+            self._writing = without_context(Deferred.fromCoroutine, self._write_pending())
             self._writing.addBoth(self._writing_ended)
 
     async def _write_pending(self) -> None:

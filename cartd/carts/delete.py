@@ -28,6 +28,7 @@ from cartd.deferreds.tasks import uncancellable
 from cartd.errors import CartdError, NoSpace, Unavailable, VolumeUnavailable
 from cartd.model import Cart, CartStatus, Viewer
 from cartd.store import Removals, Store
+from cartd.tracing import current, without_context
 from cartd.volume import Volume
 from cartd.volume.remove import RemovalStopped
 
@@ -49,7 +50,7 @@ class CannotRemove(CartdError):
     """The file system refuses to remove files of a cart; ``reason`` is its error."""
 
     def __init__(self, cart: Cart, reason: str) -> None:
-        super().__init__(f"Cart {cart.id} ({cart.display_uid}) cannot be removed: {reason}")
+        super().__init__(f"{cart} cannot be removed: {reason}")
         self.reason = reason
 
 
@@ -104,6 +105,7 @@ class Removal:
         if another process sends them, with the first sweep after that.
         """
         await self._store.removals.mark_deleted(cart.id, self._now())
+        log.info("{cart} is deleted{by}", cart=cart, by=_by(cart))
         await self._stop_staging(cart.id)
         if not self._pins.is_pinned(cart.id):
             return await self._begin(cart)
@@ -221,7 +223,7 @@ class Removal:
         """Have all deleted carts removed in the background."""
         self._backlog_grew = True
         if self._backlog is None:
-            backlog = Deferred.fromCoroutine(self._remove_backlog())
+            backlog = without_context(Deferred.fromCoroutine, self._remove_backlog())
             if not backlog.called:
                 self._backlog = backlog
 
@@ -255,9 +257,8 @@ class Removal:
                     continue
                 if await self._remove(cart) is not None and log_each:
                     log.info(
-                        "Removed the leftovers of deleted cart {id} ({uid})",
-                        id=cart.id,
-                        uid=cart.display_uid,
+                        "{cart}: its leftovers have been removed",
+                        cart=cart,
                     )
 
         jobs = [Deferred.fromCoroutine(remove_sequentially()) for _ in range(CONCURRENCY)]
@@ -273,9 +274,8 @@ class Removal:
             if not await self._remove_first_file(cart, token, finish):
                 return False
             log.info(
-                "Evicting cart {id} ({uid}), {size} bytes",
-                id=cart.id,
-                uid=cart.display_uid,
+                "{cart} is evicted, {size} bytes",
+                cart=cart,
                 size=cart.volume_bytes - cart.bytes_linked,
             )
             await self._store.removals.mark_deleted(cart.id, self._now())
@@ -339,9 +339,8 @@ class Removal:
                 )
         except Unavailable as error:
             log.warn(
-                "Cart {id} ({uid}) will be removed later: {error}",
-                id=cart.id,
-                uid=cart.display_uid,
+                "{cart} will be removed later: {error}",
+                cart=cart,
                 error=error,
             )
         return None
@@ -358,9 +357,8 @@ class Removal:
             await self._repoint_link(cart)
             if not await self._volume.removal.remove(cart):
                 log.debug(
-                    "Cart {id} ({uid}) is in use and will be removed later",
-                    id=cart.id,
-                    uid=cart.display_uid,
+                    "{cart} is in use and will be removed later",
+                    cart=cart,
                 )
                 return None
             freed = await self._store.removals.record_removed(cart.id, self._now())
@@ -399,6 +397,13 @@ def _notify_when_done(job: Deferred[Any], ended: Deferred[None]) -> None:
         return result
 
     job.addBoth(notify)
+
+
+def _by(cart: Cart) -> str:
+    """Return who deletes the cart, if that is not its owner."""
+    context = current.get()
+    user = None if context is None else context.user
+    return "" if user is None or user == cart.owner else f" by {user}"
 
 
 def _log_unless_cancelled(failure: Failure) -> None:

@@ -399,9 +399,9 @@ class Downloads:
         except (VolumeUnavailable, VolumeNotWritable) as error:
             return error  # the cart is unchanged
         except CartdError as error:
-            log.warn("Cart {id} cannot be restaged: {error}", id=cart.id, error=error)
+            log.warn("{cart} cannot be restaged: {error}", cart=cart, error=error)
         except Exception:
-            log.failure("Cart {id} cannot be restaged", id=cart.id)
+            log.failure("{cart} cannot be restaged", cart=cart)
         finally:
             self._restaging.pop(cart.id, None)
         return _restaging_error(cart)

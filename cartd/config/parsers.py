@@ -70,6 +70,15 @@ def limit_or_none(parse: Callable[[str], int]) -> Callable[[str], int | None]:
     return parse_limit
 
 
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse_word(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"expected is {' or '.join(words)}")
+        return value
+
+    return parse_word
+
+
 def integer(minimum: int, maximum: int) -> Callable[[str], int]:
     def parse_integer(value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}", value) or not minimum <= int(value) <= maximum:

@@ -606,6 +606,14 @@ class Config:
     )
 
     # [log]
+    log_format: str = setting(
+        "log",
+        key="format",
+        default="text",
+        parse=parsers.one_of("text", "json"),
+        unit="text or json",
+        description="Format of the log: text, or one JSON object a line.",
+    )
     log_request_id_proxies: tuple[Network, ...] = setting(
         "log",
         key="request_id_proxies",

@@ -179,10 +179,9 @@ class Evictor:
         left = await self._evict_bytes(missing, wanted=wanted)
         if left > 0:
             log.warn(
-                "Cart {id} ({uid}): no space for {wanted:,} more bytes: {missing:,} are missing"
+                "{cart}: no space for {wanted:,} more bytes: {missing:,} are missing"
                 " after all possible evictions; all carts use {used:,}, volume_quota = {quota}",
-                id=cart.id,
-                uid=cart.display_uid,
+                cart=cart,
                 wanted=wanted,
                 missing=left,
                 used=used,

@@ -16,6 +16,8 @@ The rejection log has one line per rejected request, which clients cannot forge:
 Status, address of the peer (``-`` if it has none), two JSON strings (the request and the reason),
 and the request id.
 
+If the log is in JSON, both have these as fields, see :mod:`cartd.logs`.
+
 The namespaces of both are fixed: the filters of ``contrib/fail2ban`` match them.
 """
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any
@@ -33,7 +36,7 @@ from twisted.logger import Logger
 from twisted.web.http import datetimeToLogString
 from twisted.web.http_headers import Headers
 
-from cartd import runtime
+from cartd import logs
 from cartd.tracing import LogContext
 
 CLIENT_CLOSED_REQUEST = 499
@@ -75,15 +78,38 @@ class AccessLog:
         context: LogContext,
     ) -> None:
         """Write one line.  ``request`` is the request line."""
-        line = (
-            f'{client_address(peer)} - {user} {self._now()} "{_escape(request)}"'
-            f" {status} {sent or '-'}"
-            f' "{_field(headers, b"referer")}" "{_field(headers, b"user-agent")}"'
-            f" {length.decode('ascii')} {seconds:.3f} {context.request_id}"
-        )
-        if self._closed or not runtime.log_supports_multiline():
-            access_log.info("{line}", line=line)
+        referer, agent = _field(headers, b"referer"), _field(headers, b"user-agent")
+        address, asked = client_address(peer), _escape(request)
+        if logs.is_json():
+            fields = {
+                "client": address,
+                "user": user,
+                "request": asked,
+                "status": status,
+                "sent": sent,
+                "length": "-" if length == b"-" else int(length),
+                "referer": referer,
+                "user_agent": agent,
+                "seconds": round(seconds, 3),
+                "request_id": context.request_id,
+                "trace_id": context.trace.trace_id,
+            }
+            known = {name: value for name, value in fields.items() if value != "-"}
+            self._write(f'"{asked}" {status}', known)
+        else:
+            self._write(
+                f'{address} - {user} {self._now()} "{asked}" {status} {sent or "-"}'
+                f' "{referer}" "{agent}" {length.decode("ascii")} {seconds:.3f}'
+                f" {context.request_id}"
+            )
+
+    def _write(self, line: str, fields: Mapping[str, Any] | None = None) -> None:
+        """Write a line of text, or the message and the fields of a line of JSON."""
+        if self._closed or not logs.supports_multiline():
+            access_log.info("{line}", line=line, **({} if fields is None else {"fields": fields}))
             return
+        if fields is not None:
+            line = logs.json_record("info", access_log.namespace, line, fields)
         self._lines.append(line)
         if self._flush_call is None:
             self._flush_call = self._clock.callLater(0, self._flush)
@@ -164,7 +190,28 @@ def log_rejection(
             request_line=_quoted(request_line.decode("latin-1")),
             reason=_quoted(message),
             request_id=context.request_id,
+            **(
+                {"fields": _rejection_fields(code, message, limit, peer, context, request_line)}
+                if logs.is_json()
+                else {}
+            ),
         )
+
+
+def _rejection_fields(
+    code: int, message: str, limit: str | None, peer: Any, context: LogContext, request_line: bytes
+) -> dict[str, Any]:
+    fields = {
+        "client": client_address(peer),
+        "user": context.user or "-",
+        "request": _escape(request_line[:MAX_REJECTION_TEXT]),
+        "status": code,
+        "reason": message[:MAX_REJECTION_TEXT],
+        "limit": limit or "-",
+        "request_id": context.request_id,
+        "trace_id": context.trace.trace_id,
+    }
+    return {name: value for name, value in fields.items() if value != "-"}
 
 
 def client_address(peer: Any) -> str:

@@ -9,14 +9,13 @@ from klein import Klein
 from msgspec import Struct
 from msgspec.json import encode
 from twisted.internet.address import UNIXAddress
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from cartd.errors import INTERNAL_ERROR
 from cartd.http.access_log import client_address
-from cartd.http.request import header_field, prepare_error
+from cartd.http.request import header_field, log_internal_error, prepare_error
 from cartd.http.routes import response, set_header
 from cartd.status.exposition import Exposition
 from cartd.status.health import Health, Level, Readiness
@@ -37,8 +36,6 @@ ADMINS_ONLY = (
 )
 
 NO_METRICS = "There are no metrics at this address: see [metrics] in the configuration"
-
-log = Logger()
 
 
 def may_administer(request: Any) -> bool:
@@ -109,7 +106,7 @@ class Monitoring:
         """Return the error response for any exception of a route."""
         if isinstance(failure.value, HTTPException):
             return prepare_error(request, 404, "Not Found")
-        log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+        log_internal_error(request, failure)
         return prepare_error(request, 500, INTERNAL_ERROR)
 
 

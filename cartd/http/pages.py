@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from klein import Klein
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request
@@ -22,7 +21,7 @@ from cartd.carts.submit import Submissions
 from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, Forbidden, InvalidInput
 from cartd.http.headers import NO_STORE, PUBLIC, prefers_html
 from cartd.http.monitoring import ADMINS_ONLY, may_administer
-from cartd.http.request import LimitedRequest, header_field, prepare_error
+from cartd.http.request import LimitedRequest, header_field, log_internal_error, prepare_error
 from cartd.http.routes import response, set_header, static_response, viewer_of
 from cartd.model import CartStatus, FileStatus, Viewer
 from cartd.page.admin import ADMIN, admin_page
@@ -41,8 +40,6 @@ MAX_FORM = 4096
 """Maximum bytes of a form."""
 FOR_EVER = "public, max-age=31536000, immutable"
 """For addresses that change with their content."""
-
-log = Logger()
 
 
 def is_browser(request: Request) -> bool:
@@ -188,7 +185,7 @@ class Pages:
         elif isinstance(error, HTTPException):
             code, message = 404, "Not Found"
         else:
-            log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+            log_internal_error(request, failure)
         prepare_error(request, code, message)  # its headers, and the line in the rejection log
         if code == 404:
             page = message_page("Not here", f"{message}. It may have been deleted.", find_form())

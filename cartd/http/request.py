@@ -264,6 +264,22 @@ class ValidatedRequest(BaseRequest):
         self.channel.reject(response)
 
 
+def log_internal_error(request: Request, failure: Failure) -> None:
+    """Log an error of a route that is a bug, for the 500 that the client gets."""
+    # The callback that got the failure may run in the context of another request.
+    reset = current.set(context_of(request))
+    try:
+        log.failure(
+            "{method} {uri} failed (request {request_id})",
+            failure,
+            method=request.method,
+            uri=request.uri,
+            request_id=context_of(request).request_id,
+        )
+    finally:
+        current.reset(reset)
+
+
 def context_of(request: Request) -> LogContext:
     """Return what log lines name that belong to the request."""
     return request.log_context if isinstance(request, ValidatedRequest) else LogContext()
@@ -484,7 +500,7 @@ def failure_response(request: Request, failure: Failure) -> bytes:
     if isinstance(error, HTTPException):
         # An unknown path, or a redirect by Klein.
         return prepare_error(request, 404, "Not Found")
-    log.failure("{method} {uri} failed", failure, method=request.method, uri=request.uri)
+    log_internal_error(request, failure)
     return prepare_error(request, 500, INTERNAL_ERROR)
 
 

@@ -246,9 +246,7 @@ class Rest:
             reader = await download.reader(wanted.start, wanted.stop)
             await self._sender(reader, request)
         except ClientDisconnected:
-            log.debug(
-                "Client disconnected while cart {uid} was sent", uid=download.cart.display_uid
-            )
+            log.debug("{cart}: the client disconnected while it was sent", cart=download.cart)
             await abort(request)
         except VolumeDamaged as error:
             unreadable = error.path if isinstance(error, FileUnreadable) else None
@@ -263,15 +261,15 @@ class Rest:
             if not request.startedWriting:
                 raise
             log.warn(
-                "Sending cart {uid} aborted: {error}",
-                uid=download.cart.display_uid,
+                "{cart}: sending it was aborted: {error}",
+                cart=download.cart,
                 error=error,
             )
             await abort(request)
         except Exception:
             if not request.startedWriting:
                 raise
-            log.failure("Sending cart {uid} failed", uid=download.cart.display_uid)
+            log.failure("{cart}: sending it failed", cart=download.cart)
             await abort(request)
 
     @app.handle_errors(Exception)
@@ -298,7 +296,7 @@ def _log_damage(result: CartdError, cart: Cart, damage: VolumeDamaged) -> CartdE
     Otherwise each request for a cart that cannot be repaired would log a line.
     """
     if not isinstance(result, VolumeNotWritable):
-        log.warn("Cart {uid} not sent: {error}", uid=cart.display_uid, error=damage)
+        log.warn("{cart} is not sent: {error}", cart=cart, error=damage)
     return result
 
 

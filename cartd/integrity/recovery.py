@@ -29,6 +29,7 @@ from cartd.errors import ConfigError, NoSpace, Unavailable
 from cartd.model import Cart
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Durability, Store, VolumeRecord, volume_record
+from cartd.tracing import without_context
 from cartd.volume import Volume
 from cartd.volume.file_system import FileSystem, SyncFailed, prepare, unusable, write_volume_number
 from cartd.volume.identity import holds_carts, read_volume_number
@@ -194,9 +195,8 @@ class Recovery:
             number = await self._store.durability.revalidate(cart_id, rows, now=self._now())
             self._tar_indexes.invalidate(cart_id)
             log.warn(
-                "Cart {id} ({uid}): verifying {number} files that may not have reached the disk",
-                id=cart_id,
-                uid=cart.display_uid,
+                "{cart}: verifying {number} files that may not have reached the disk",
+                cart=cart,
                 number=number,
             )
 
@@ -287,7 +287,7 @@ class Syncing:
         """
         job = self._running
         if job is None:
-            job = self._running = Deferred.fromCoroutine(self._sync_and_record())
+            job = self._running = without_context(Deferred.fromCoroutine, self._sync_and_record())
             job.addBoth(self._ended)
         done: Deferred[None] = Deferred()
         job.addBoth(done.callback)

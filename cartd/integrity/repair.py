@@ -87,7 +87,7 @@ class Repair:
                     cart.id, [], bytes_total=None, volume_bytes=rest
                 )
             elif not await self.import_cart(cart):
-                log.info("Cart {id} ({uid}) is not on the volume", id=cart.id, uid=cart.display_uid)
+                log.info("{cart} is not on the volume", cart=cart)
 
     async def _found(self, cart: Cart, files: list[CartFile]) -> list[FileFacts]:
         found = await self._volume.verification.stat_files(cart, files)
@@ -154,9 +154,8 @@ class Repair:
             await self._fail_permanently(current)
             return
         log.info(
-            "Cart {id} ({uid}): restaging, fetching {lost} of {total} files again",
-            id=cart.id,
-            uid=cart.display_uid,
+            "{cart}: restaging, fetching {lost} of {total} files again",
+            cart=cart,
             lost=len(lost),
             total=cart.files_total,
         )
@@ -170,12 +169,10 @@ class Repair:
             if self._write_error != error.reason:
                 self._write_error = error.reason
                 log.error(
-                    "The volume is not writable: {reason}. Damaged carts, such as cart {id}"
-                    " ({uid}),"
-                    " stay ready and are not sent until it is. Check the disk",
+                    "The volume is not writable: {reason}. Damaged carts, such as {cart}, stay"
+                    " ready and are not sent until it is. Check the disk",
                     reason=error.reason,
-                    id=cart.id,
-                    uid=cart.display_uid,
+                    cart=cart,
                 )
             raise
         if self._write_error is not None:
@@ -206,9 +203,8 @@ class Repair:
         )
         if await self._store.progress.record_unrecoverable(cart.id, message, now=self._now()):
             log.error(
-                "Cart {id} ({uid}) is in error: {message}",
-                id=cart.id,
-                uid=cart.display_uid,
+                "{cart} is in error: {message}",
+                cart=cart,
                 message=message,
             )
 
@@ -268,7 +264,7 @@ async def invalidate_missing(
             lost += len(missing)
     if not lost:
         return cart
-    log.warn("Cart {id}: {n} staged files are missing on the volume", id=cart.id, n=lost)
+    log.warn("{cart}: {n} staged files are missing on the volume", cart=cart, n=lost)
     return await store.carts.cart(cart.id) or cart
 
 

@@ -168,9 +168,8 @@ class Scrub:
 def _log_damage(cart: Cart, damages: Sequence[Damage]) -> None:
     named = "; ".join(f"{damage.path!r} {damage.fault}" for damage in damages[:MAX_NAMED])
     log.warn(
-        "Cart {id} ({uid}) is damaged, {number} of its {total} files: {named}",
-        id=cart.id,
-        uid=cart.display_uid,
+        "{cart} is damaged, {number} of its {total} files: {named}",
+        cart=cart,
         number=len(damages),
         total=cart.files_total,
         named=named if len(damages) <= MAX_NAMED else f"{named}; ...",

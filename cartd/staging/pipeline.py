@@ -298,12 +298,8 @@ async def link_duplicates(
         if unlinked and not linked:
             break  # if no link of a page works (no hard links here), none of the next will
     if unlinked:
-        log.info(
-            "Cart {id}: some duplicates cannot be linked: {reason}", id=cart.id, reason=unlinked
-        )
+        log.info("{cart}: some duplicates cannot be linked: {reason}", cart=cart, reason=unlinked)
     if linked:
-        log.info(
-            "Cart {id}: {number} files linked to other carts' files", id=cart.id, number=linked
-        )
+        log.info("{cart}: {number} files linked to other carts' files", cart=cart, number=linked)
         return await store.carts.cart(cart.id) or cart
     return cart

@@ -37,6 +37,7 @@ from cartd.staging.paces import SAMPLE_INTERVAL, PaceRecorder
 from cartd.staging.pipeline import StagingPipeline
 from cartd.store import Store
 from cartd.store.leases import LeaseObserver
+from cartd.tracing import current, current_cart, staging_context
 from cartd.volume.locks import ProcessLocks
 
 LEASE_SECONDS = 60.0
@@ -209,7 +210,7 @@ class Stager:
         self._pipelines.pop(cart_id, None)
         self._fair_share.remove(cart_id)
         if isinstance(result, Failure) and not result.check(CancelledError):
-            log.failure("Staging cart {id} ended unexpectedly", result, id=cart_id)
+            log.failure("{cart}: staging ended unexpectedly", result, cart=current_cart(cart_id))
 
     async def _stage(self, context: StagingContext, cart_id: int, resumed: bool) -> None:
         holder = self._process_locks.name
@@ -220,6 +221,15 @@ class Stager:
             )
             if cart is None:
                 return
+            # Within this coroutine, which all others that stage the cart are part of.
+            current.set(staging_context(cart))
+            log.info(
+                "{cart}: staging {what}, {staged} of {total} files are on the volume",
+                cart=cart,
+                what="continues" if resumed else "begins",
+                staged=cart.files_staged,
+                total=cart.files_total,
+            )
             if resumed:
                 cart = await self._recovery.take_over(cart, holder)
             try:
@@ -227,10 +237,14 @@ class Stager:
             except FileUnreadable:
                 raise
             except VolumeDamaged as error:
-                log.warn("Cart {id}: staged again: {error}", id=cart_id, error=error)
+                log.warn(
+                    "{cart}: staged again: {error}",
+                    cart=current_cart(cart_id),
+                    error=error,
+                )
                 # Staged files have been removed meanwhile: retry once.
                 await self._run(context, await self._store.carts.cart(cart_id) or cart, True)
-            log.info("Cart {id} ({uid}) is ready", id=cart.id, uid=cart.display_uid)
+            log.info("{cart} is ready", cart=cart)
             self._metrics.carts_finished.labels("complete").inc()
             self._metrics.staging_seconds.observe(max(self._now() - cart.created, 0.0))
         except VolumeUnavailable:
@@ -243,7 +257,7 @@ class Stager:
         except CancelledError:
             raise
         except Exception as error:
-            log.failure("Staging cart {id} failed", id=cart_id)
+            log.failure("{cart}: staging failed", cart=current_cart(cart_id))
             message = escape(f"Internal error: {type(error).__name__}: {error}")
             await self._fail(cart_id, message, Problem.INTERNAL_ERROR)
 
@@ -255,7 +269,11 @@ class Stager:
             # time: back off, so that its files are not fetched every few seconds.
             self._backoff.failed(cart_id)
         else:
-            log.warn("Cart {id}: staging interrupted: {error}", id=cart_id, error=error)
+            log.warn(
+                "{cart}: staging interrupted: {error}",
+                cart=current_cart(cart_id),
+                error=error,
+            )
 
     async def _run(self, context: StagingContext, cart: Cart, resumed: bool) -> None:
         pipeline = StagingPipeline(context, cart, self._process_locks.name, resumed=resumed)
@@ -284,7 +302,11 @@ class Stager:
         try:
             await invalidate_unreadable(self._store, cart_id, self._process_locks.name, error.path)
         except (LeaseLost, Unavailable) as failure:
-            log.warn("Cart {id}: lost files not recorded: {error}", id=cart_id, error=failure)
+            log.warn(
+                "{cart}: lost files not recorded: {error}",
+                cart=current_cart(cart_id),
+                error=failure,
+            )
 
     async def _release_lease(self, cart_id: int) -> None:
         """Release the lease so that a process with a working volume can take over.
@@ -294,12 +316,16 @@ class Stager:
         try:
             await self._store.leases.release(self._process_locks.name, cart_id)
         except Unavailable as error:
-            log.warn("Cart {id}: lease not released: {error}", id=cart_id, error=error)
+            log.warn(
+                "{cart}: lease not released: {error}",
+                cart=current_cart(cart_id),
+                error=error,
+            )
 
     async def _fail(
         self, cart_id: int, message: str, problem: Problem, failed: FileFailure | None = None
     ) -> None:
-        log.warn("Cart {id} is in error: {message}", id=cart_id, message=message)
+        log.warn("{cart} is in error: {message}", cart=current_cart(cart_id), message=message)
         pipeline = self._pipelines.get(cart_id)
         try:
             known = await self._reconcile_volume(cart_id)
@@ -316,7 +342,11 @@ class Stager:
             )
             self._metrics.carts_finished.labels("failed").inc()
         except (LeaseLost, Unavailable) as error:
-            log.warn("Cart {id}: error not recorded: {error}", id=cart_id, error=error)
+            log.warn(
+                "{cart}: error not recorded: {error}",
+                cart=current_cart(cart_id),
+                error=error,
+            )
 
     async def _reconcile_volume(self, cart_id: int) -> bool:
         """Reconcile the cart's files on the volume and the store; return whether that succeeded."""
@@ -334,15 +364,18 @@ class Stager:
             raise  # the cart is staged again: files on the volume must not go uncounted
         except (CartdError, OSError) as error:
             log.warn(
-                "Cart {id}: leftover files neither recorded nor removed: {error}",
-                id=cart_id,
+                "{cart}: leftover files neither recorded nor removed: {error}",
+                cart=current_cart(cart_id),
                 error=error,
             )
         except CancelledError:
             raise
         except Exception:
             # In any case the cart has to end in error.
-            log.failure("Cart {id}: leftover files neither recorded nor removed", id=cart_id)
+            log.failure(
+                "{cart}: leftover files neither recorded nor removed",
+                cart=current_cart(cart_id),
+            )
         return False
 
     # Periodic work
@@ -366,9 +399,9 @@ class Stager:
         for cart_id, pipeline in list(self._pipelines.items()):
             if pipeline.idle() >= self._stall_timeout and cart_id in self._running:
                 log.error(
-                    "Cart {id}: no progress for {seconds:.0f} s, restarting its staging;"
+                    "{cart}: no progress for {seconds:.0f} s, restarting its staging;"
                     " please report this line",
-                    id=cart_id,
+                    cart=current_cart(cart_id),
                     seconds=pipeline.idle(),
                 )
                 self._running[cart_id].cancel()
@@ -384,8 +417,8 @@ class Stager:
             if cart_id in self._running:
                 self._metrics.lease_losses.inc()
                 log.warn(
-                    "Cart {id} was deleted or taken over by another process",
-                    id=cart_id,
+                    "{cart} was deleted or taken over by another process",
+                    cart=current_cart(cart_id),
                 )
         await self._cancel(cart_ids)
 

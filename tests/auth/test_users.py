@@ -43,9 +43,9 @@ def stop(cartd: RunningCartd) -> None:
 
 
 def all_of(answer: Answer, uid: str) -> tuple[object, ...]:
-    """Return the response without the date, and with ``uid`` replaced by a constant."""
+    """Return the response without date and id, and with ``uid`` replaced by a constant."""
     headers = {name: value.replace(uid, "UID") for name, value in answer.headers.items()}
-    del headers["date"]
+    del headers["date"], headers["x-request-id"]
     return answer.status, headers, answer.body.replace(uid.encode(), b"UID")
 
 

@@ -183,7 +183,7 @@ def test_late_abort_leaves_a_restaged_cart_alone(site: CartSite) -> None:
         assert site.cartd.get("/late").status == 202
         assert_heals(site, "late", whole)
         assert len(connection.rest()) < len(whole)
-    wait_for(lambda: site.cartd.log.count("Cart late not sent") == 2)
+    wait_for(lambda: site.cartd.log.count("(late) is not sent") == 2)
     assert_heals(site, "late", whole)
     assert site.cartd.log.count(" (late): restaging") == 1
 

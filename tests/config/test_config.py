@@ -119,6 +119,7 @@ def test_without_any_configuration_there_are_defaults() -> None:
         database_url="sqlite:///db.sqlite3",
         database_connect_attempts=10,
         database_connect_wait=20.0,
+        log_format="text",
         log_request_id_proxies=(),
         metrics_enabled=True,
         metrics_endpoint=None,
@@ -190,6 +191,7 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "auth_max_bytes": ("0 TB", None, "5 TB", 5 * 10**12),
     "auth_token_file": ("/tokens", Path("/tokens"), "none", None),
     "auth_proxy_header": ("X-User", "X-User", "", None),
+    "log_format": ("text", "text", "json", "json"),
     "log_request_id_proxies": ("::1", (ip_network("::1"),), "unix", ("unix",)),
     "auth_trusted_proxies": (
         "10.0.0.0/8, ::1",
@@ -490,6 +492,7 @@ BAD: dict[str, list[str]] = {
     "auth_max_bytes": ["-1", "lots"],
     "auth_token_file": ["a\0b"],
     "auth_proxy_header": ["X User", "X-User:", "\u00fc"],
+    "log_format": ["", "JSON", "xml", "text json"],
     "log_request_id_proxies": ["proxy.example.org"],
     "auth_trusted_proxies": ["proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", "127.0.0.1:80"],
     "archive_cert_file": [],

@@ -206,7 +206,9 @@ class Checks:
             log.seek(self._log_seen)
             text = log.read().decode(errors="replace")
             self._log_seen = log.tell()
-        self._evicted |= {int(cart_id) for cart_id in re.findall(r"Evicting cart (\d+) ", text)}
+        self._evicted |= {
+            int(found) for found in re.findall(r"Cart (\d+) \(.*?\) is evicted", text)
+        }
         # Only a damaged file on the volume is logged with a traceback.
         if len(_UNEXPECTED.findall(text)) != text.count("VolumeDamaged: "):
             fail_if_any([text])

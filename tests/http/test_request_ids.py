@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 
 from cartd.config import parsers
 from cartd.http.paths import REQUEST_RULES
+from cartd.http.routes import Rest
 from cartd.http.server import LimitedSite
+from cartd.tracing import current
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.channel_client import GET, Connected
 from tests.support.running_cartd import wait_for
+from tests.support.server_limits import limits
 from tests.support.volume_parts import InThisThread
 from tests.support.wire import WireAnswer, wire
 
@@ -179,3 +186,33 @@ def test_rejected_connection_has_an_id(tmp_path_factory: pytest.TempPathFactory)
         assert answer.status == 503
         [line] = lines(full, answer.headers["x-request-id"], 1)
         assert line.endswith(f" {answer.headers['x-request-id']}") and "Refused 503" in line
+
+
+def test_route_keeps_its_context_across_waits() -> None:
+    seen: list[str] = []
+    waits: list[Deferred[None]] = []
+
+    async def waiting() -> None:
+        waits.append(Deferred())
+        await waits[-1]
+        context = current.get()
+        assert context is not None
+        seen.append(context.request_id)
+
+    none: Any = None
+    routes = Rest(none, none, send=none, documents=none, recovered=waiting).app.resource()
+    site = LimitedSite(routes, REQUEST_RULES, Clock(), limits(), threads=InThisThread())
+    transports = [StringTransport(), StringTransport()]
+    for transport in transports:
+        channel = site.buildProtocol(None)
+        channel.makeConnection(transport)
+        channel.dataReceived(b"HEAD /u HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert current.get() is None
+    with capturedLogs() as entries:
+        waits[1].callback(None)
+        waits[0].callback(None)
+    assert current.get() is None
+    ids = [re.search("X-Request-ID: (.*)\r\n", each.value().decode()) for each in transports]
+    assert [each[1] for each in reversed(ids) if each] == seen
+    # There are no carts here, so that each request fails after its wait.
+    assert [entry["request_id"] for entry in entries if "log_failure" in entry] == seen

@@ -20,11 +20,14 @@ LINE = b'2026-11-24T06:30:56+0000 [cartd.rejection_log#info] Refused 401 198.51.
 ENCODED = LINE.replace(b" ", b"%20").replace(b'"', b"%22")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+@pytest.fixture(scope="module", params=["text", "json"])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CartSite]:
     with cart_site(
         tmp_path_factory.mktemp("site"),
-        ini="[server]\nmax_manifest_size = 9999\n[archiveinterface]\nmax_attempts = 1\n",
+        ini="[server]\nmax_manifest_size = 9999\n[archiveinterface]\nmax_attempts = 1\n"
+        f"[log]\nformat = {request.param}\n",
     ) as running:
         yield running
 
@@ -123,7 +126,7 @@ def test_log_injection_cannot_ban_another_address(
         assert site.cartd.post("forging", files).status == 201
         site.cartd.wait_until("forging", "error")
     log = log_of(site)[begin:]
-    assert log.count(undated.encode()) >= 6
+    assert log.count(b"Refused 401 198.51.100.9") >= 6
     found = banned(log, tmp_path, journal=journal, options='[statuses="400|401|404"]')
     assert found == {"127.0.0.1": len(FORGING)}
 
@@ -138,7 +141,7 @@ def test_log_line_fits_into_one_journal_entry(site: CartSite) -> None:
             b"GET /x HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + agent + b"\r\n\r\n",
         )
     log = log_of(site)[begin:]
-    assert b'"GET /x HTTP/1.1" 404 ' in log
+    assert b"GET /x HTTP/1.1" in log
     assert max(map(len, log.split(b"\n"))) < 48 * 1024
 
 

@@ -11,7 +11,7 @@ from twisted.logger import LogLevel, capturedLogs, formatEventAsClassicLogText
 from twisted.scripts._twistd_unix import ServerOptions
 from twisted.web.http_headers import Headers
 
-from cartd import runtime
+from cartd import logs
 from cartd.http.access_log import AccessLog
 from cartd.tracing import LogContext
 from tests.support.running_cartd import command, running_cartd
@@ -20,7 +20,7 @@ EVENT = {"log_time": 1.5, "log_level": LogLevel.info, "log_namespace": "a.b"}
 
 
 def test_each_line_of_many_has_the_form_of_an_event() -> None:
-    text = runtime.format_log_event({**EVENT, "log_format": "{lines}", "lines": ["one {}", "two"]})
+    text = logs.format_event({**EVENT, "log_format": "{lines}", "lines": ["one {}", "two"]})
     alone = formatEventAsClassicLogText({**EVENT, "log_format": "{x}", "x": "one {}"})
     assert text is not None and alone is not None
     first, second = text.splitlines(keepends=True)
@@ -30,8 +30,8 @@ def test_each_line_of_many_has_the_form_of_an_event() -> None:
 
 def test_every_other_event_is_as_twisted_writes_it() -> None:
     event = {**EVENT, "log_format": "one\ntwo {x}", "x": 3}
-    assert runtime.format_log_event(event) == formatEventAsClassicLogText(event)
-    assert runtime.format_log_event({**EVENT}) is None
+    assert logs.format_event(event) == formatEventAsClassicLogText(event)
+    assert logs.format_event({**EVENT}) is None
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -39,7 +39,7 @@ def test_a_logger_given_to_twistd_is_kept(own: bool) -> None:
     options = ServerOptions()
     arguments = ["--logger=twisted.logger.textFileLogObserver"] if own else []
     options.parseOptions([*arguments, "-n", "cartd"])
-    assert (options["logger"] is runtime.log_observer) is not own
+    assert (options["logger"] is logs.log_observer) is not own
 
 
 def note(log: AccessLog, request: bytes) -> None:
@@ -59,7 +59,7 @@ def note(log: AccessLog, request: bytes) -> None:
 def test_requests_of_one_iteration_are_one_log_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runtime, "_supports_multiline", True)
+    monkeypatch.setattr(logs, "_supports_multiline", True)
     clock = Clock()
     log = AccessLog(clock)
     with capturedLogs() as entries:
