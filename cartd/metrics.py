@@ -42,6 +42,23 @@ VERIFICATION_RESULTS = ("intact", "damaged")
 STORE_KINDS = ("read", "write")
 
 
+class LabelledCounter:
+    """Finds the series of a counter by its labels faster than the library does.
+
+    For labels that have few values.
+    """
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._series: dict[tuple[str, ...], Counter] = {}
+
+    def inc(self, *labels: str) -> None:
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = self._counter.labels(*labels)
+        series.inc()
+
+
 class Metrics:
     """The metrics of one process, in a registry of their own."""
 

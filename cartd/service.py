@@ -211,6 +211,7 @@ class Cartd(Service):
         def set_gauges() -> None:
             components.metrics.connections.set(self._site.connections)
             components.metrics.connections_limit.set(limits.max_connections)
+            components.metrics.event_streams.set(self._events.count)
             senders.count_sent()
 
         components.exposition.add_gauges(set_gauges)

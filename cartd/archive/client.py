@@ -44,7 +44,7 @@ from cartd.archive.responses import (
     transport_error,
 )
 from cartd.errors import ConfigError, one_line
-from cartd.metrics import UNEXPOSED, Metrics
+from cartd.metrics import UNEXPOSED, LabelledCounter, Metrics
 from cartd.tracing import current
 
 MAX_REDIRECTS = 5
@@ -89,7 +89,7 @@ class ArchiveClient:
         metrics: Metrics = UNEXPOSED,
     ) -> None:
         self._client = client
-        self._requests = metrics.archive_requests
+        self._requests = LabelledCounter(metrics.archive_requests)
         self._seconds = {method: metrics.archive_seconds.labels(method) for method in _REDIRECTS}
         self._base = _base(base_url)
         self._clock = clock
@@ -198,7 +198,7 @@ class ArchiveClient:
         finally:
             if timer.active():
                 timer.cancel()
-            self._requests.labels(method, code).inc()
+            self._requests.inc(method, code)
             self._seconds[method].observe(self._clock.seconds() - began)
 
     async def _excerpt(self, response: IResponse) -> bytes:

@@ -23,7 +23,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
-import prometheus_client
 from twisted.internet import defer, tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
@@ -70,7 +69,7 @@ from cartd.http.request_limits import (
     setting_name,
 )
 from cartd.http.tls import ServerTls
-from cartd.metrics import UNEXPOSED, Metrics
+from cartd.metrics import UNEXPOSED, LabelledCounter, Metrics
 from cartd.tracing import LogContext
 
 NO_HEADERS = Headers()
@@ -247,7 +246,7 @@ class LimitedSite(Site, RequestSite):
 
     def _reject_connection(self, addr: IAddress | None, limit: str) -> OverflowProtocol:
         code, whose = (503, "") if limit == "max_connections" else (429, " from your address")
-        self._counts.count_connection(code)
+        self._counts.count_rejection(code)
         most = getattr(self._limits, limit)
         message = (
             f"The limit of {most} connections{whose} is reached ({setting_name(limit)});"
@@ -265,7 +264,9 @@ class LimitedSite(Site, RequestSite):
         )
 
 
-KNOWN_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS"})
+KNOWN_METHODS = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+}
 """The methods that metrics have by name; a client can choose any other."""
 
 
@@ -273,22 +274,18 @@ class RequestCounts:
     """Counts requests and rejections."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._counters: dict[tuple[bytes, int], prometheus_client.Counter] = {}
-        """By method and status: clients poll, and finding one by its labels takes longer."""
+        self._requests = LabelledCounter(metrics.requests)
+        self._rejections = LabelledCounter(metrics.rejections)
 
     def count(self, method: bytes, code: int) -> None:
         """Count a request with this response."""
-        key = (method if method in KNOWN_METHODS else b"other", code)
-        if key not in self._counters:
-            self._counters[key] = self._metrics.requests.labels(key[0].decode(), str(code))
-        self._counters[key].inc()
+        self._requests.inc(KNOWN_METHODS.get(method, "other"), str(code))
         if code >= HTTPStatus.BAD_REQUEST:
-            self._metrics.rejections.labels(str(code)).inc()
+            self.count_rejection(code)
 
-    def count_connection(self, code: int) -> None:
-        """Count a connection that was rejected before any request."""
-        self._metrics.rejections.labels(str(code)).inc()
+    def count_rejection(self, code: int) -> None:
+        """Count a rejection that is not counted as a request."""
+        self._rejections.inc(str(code))
 
 
 def _length(request: Any) -> bytes:

@@ -15,7 +15,15 @@ from cartd.auth import TokenFile
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.free_ports import free_port
 from tests.support.metrics_table import definitions
-from tests.support.running_cartd import DEADLINE, RunningCartd, ask, running_cartd, wait_for
+from tests.support.running_cartd import (
+    DEADLINE,
+    RunningCartd,
+    ask,
+    entry,
+    manifest,
+    running_cartd,
+    wait_for,
+)
 
 PATH = "/-/metrics"
 NOWHERE = "http://127.0.0.1:9/"
@@ -64,10 +72,10 @@ def test_every_metric_is_there_in_both_formats(site: CartSite) -> None:
 
 def test_staging_and_a_download_are_counted(site: CartSite) -> None:
     cartd, changes = site.cartd, Changes(site.cartd)
-    manifest = site.manifest({"a": b"x" * 100, "b": b"y" * 50})
-    cartd.post("counted", manifest)
+    listed = site.manifest({"a": b"x" * 100, "b": b"y" * 50})
+    cartd.post("counted", listed)
     cartd.wait_until("counted", "ready")
-    cartd.post("counted", manifest)
+    cartd.post("counted", listed)
     cartd.post("counted", b"{")
     cartd.download("counted")
     assert cartd.get("/counted", Range="bytes=0-99").status == 206
@@ -123,6 +131,36 @@ def test_download_in_progress_is_counted_before_it_ends(site: CartSite) -> None:
     connection.close()
     wait_for(lambda: changes.of("cartd_downloads_total", outcome="disconnected") == 1)
     assert 0 < changes.of("cartd_sent_bytes_total") < 64 * 2**20
+
+
+def test_open_event_streams_are_counted(tmp_path: Path) -> None:
+    # An archive that does not exist: the cart stays unfinished, so its stream stays open.
+    with running_cartd(tmp_path, archive=NOWHERE) as cartd:
+        cartd.post("u", manifest([entry(1, "a", b"x")]))
+        changes = Changes(cartd)
+        connection = HTTPConnection("127.0.0.1", cartd.port, timeout=DEADLINE)
+        connection.request("GET", "/-/carts/u/events")
+        assert connection.getresponse().status == 200
+        assert changes.of("cartd_event_streams") == 1
+        connection.close()
+        wait_for(lambda: changes.of("cartd_event_streams") == 0)
+
+
+def test_outage_of_the_archive_is_seen_in_metrics_and_health(tmp_path: Path) -> None:
+    with running_cartd(tmp_path, archive=NOWHERE) as cartd:
+        cartd.post("u", manifest([entry(1, "a", b"x")]))
+        key = ("cartd_archive_unavailable", ())
+        wait_for(lambda: samples(cartd)[key] == 1)
+        changes = Changes(cartd)
+        wait_for(lambda: changes.of("cartd_archive_unavailable_seconds_total") > 0)
+        assert samples(cartd)[("cartd_check_failing", (("check", "archive"),))] == 1
+        ready = cartd.get("/-/ready")
+        assert (ready.status, ready.json["status"]) == (200, "warn")
+        assert ready.json["reasons"] == {"archive": "unavailable"}
+        health = cartd.get("/-/health").json
+        assert "Carts wait for the archive" in health["checks"]["archive"]["detail"]
+        labels = (("code", "none"), ("method", "HEAD"))
+        assert samples(cartd)[("cartd_archive_requests_total", labels)] > 0
 
 
 def test_scrapes_are_not_logged_but_rejected_ones_are(site: CartSite) -> None:
