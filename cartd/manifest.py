@@ -10,6 +10,9 @@ batches of some thousands.  Each column of a batch is first checked as one text,
 only if that finds something suspicious.  There is no container of millions of objects: the paths
 are in a :class:`PathSet`.
 
+An invalid manifest is searched for more faults, from the first batch with one: batches with a fault
+are divided until the entry is found, so that this costs little more than the parsing.
+
 The parser reports no offset of invalid Unicode.  So after it has failed, the fault is replaced by a
 unique marker, and the body is parsed again to find the entry with the marker.
 """
@@ -30,7 +33,7 @@ from urllib.parse import unquote
 import msgspec
 
 from cartd.checksum import digest_size
-from cartd.errors import InvalidInput, InvalidManifest, TooLarge
+from cartd.errors import Fault, InvalidInput, InvalidManifest, TooLarge
 from cartd.model import MAX_LABEL, MAX_LABELS, MAX_NAME, short_text_fault
 
 ID_LIMIT = 1024
@@ -40,7 +43,12 @@ PATH_LIMIT = 3072
 COMPONENT_LIMIT = 255
 """Maximum bytes of a component of a path, the NAME_MAX of common file systems."""
 
+MAX_FAULTS = 100
+"""How many faults of a manifest are reported."""
+
 _BATCH = 4096
+_PARTS = 8
+"""Into how many parts a batch with a fault is divided."""
 _SORTED_AT_ONCE = 4096
 _BLOCK = 1 << 20
 """Bytes of the body that are processed by one call."""
@@ -128,30 +136,33 @@ def parse(
     """Parse a manifest (JSON in UTF-8, with or without a byte order mark).
 
     The last one of duplicate keys counts.  ``require_hashsum`` rejects entries with an empty hash
-    sum.  Raises only InvalidManifest, whose message begins with the place of the fault, as
-    ``fileids[3].hashtype``, and TooLarge for more than ``max_entries``.
+    sum.  Raises only InvalidManifest, whose message begins with the place of the first fault, as
+    ``fileids[3].hashtype``, and TooLarge for more than ``max_entries``.  The error has up to
+    ``MAX_FAULTS`` faults; paths are compared with each other only if each entry is valid.
     """
     check_entries(body, max_entries)
     posted = _decode(body)
     labels = _labels(posted.labels)
     if posted.name is not None and (wrong := short_text_fault(posted.name, MAX_NAME)):
-        raise InvalidManifest(f"name: {wrong}")
+        raise _invalid(f"name: {wrong}")
     entries = _Entries()
     all_paths = PathSet()
     digest = hashlib.sha256(_lines.encode(posted.bundle) + b"\n")
     for first in range(0, len(posted.fileids), _BATCH):
-        batch = _decode_entries(posted.fileids[first : first + _BATCH], first)
-        paths = _paths(batch, first)
+        try:
+            paths, normal = _normal(
+                _decode_entries(posted.fileids[first : first + _BATCH], first),
+                first,
+                require_hashsum,
+            )
+        except InvalidManifest as error:
+            more = _find_faults(posted.fileids, first, require_hashsum)
+            raise _with_more(error, more) from None
         all_paths.add(paths)
-        hashes = _hashes(batch, first, require_hashsum)
-        normal = list(map(Entry, _ids(batch, first), paths, *hashes))
         lines = _lines.encode_lines(normal)
         digest.update(lines)
         entries.add(lines, len(normal))
-    if len(all_paths) != len(entries):
-        raise _duplicate_path(entries)
-    if (clash := all_paths.file_as_directory()) is not None:
-        raise _file_and_directory(entries, clash)
+    _check_paths(entries, all_paths)
     all_paths.clear()
     return Manifest(entries, posted.bundle, digest.hexdigest(), posted.name, labels)
 
@@ -169,10 +180,10 @@ def parse_labels(body: bytes) -> tuple[str, ...]:
 def _labels(posted: Sequence[str]) -> tuple[str, ...]:
     """Return the labels in their order, each once."""
     if len(posted) > MAX_LABELS:
-        raise InvalidManifest(f"labels: has more than {MAX_LABELS} entries")
+        raise _invalid(f"labels: has more than {MAX_LABELS} entries")
     for position, label in enumerate(posted):
         if wrong := short_text_fault(label, MAX_LABEL):
-            raise InvalidManifest(f"labels[{position}]: {wrong}")
+            raise _invalid(f"labels[{position}]: {wrong}")
     return tuple(dict.fromkeys(posted))
 
 
@@ -181,9 +192,9 @@ def _decode(body: bytes) -> _Posted:
         _check_utf8(body)
         return _posted.decode(body.removeprefix(_BOM))
     except msgspec.ValidationError as error:
-        raise InvalidManifest(_reason(error, "")) from None
+        raise _invalid(_reason(error, "")) from None
     except _DECODE_ERRORS as error:
-        raise InvalidManifest(describe_lone_surrogate(body) or _reason(error, "")) from None
+        raise _invalid(describe_lone_surrogate(body) or _reason(error, "")) from None
 
 
 def _check_utf8(body: bytes) -> None:
@@ -198,7 +209,7 @@ def _check_utf8(body: bytes) -> None:
         except UnicodeDecodeError as error:
             # The decoder's input begins with the incomplete character of the block before.
             at = end - len(error.object) + error.start
-            raise InvalidManifest(describe_invalid_utf8(body, at)) from None
+            raise _invalid(describe_invalid_utf8(body, at)) from None
 
 
 def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntry]:
@@ -206,7 +217,7 @@ def _decode_entries(raws: Sequence[msgspec.Raw], first: int) -> list[_PostedEntr
         return _posted_entries.decode(b"[" + b",".join(raws) + b"]")
     except _DECODE_ERRORS as error:
         if len(raws) == 1:
-            raise InvalidManifest(_reason(error, f"fileids[{first}]")) from None
+            raise _invalid(_reason(error, f"fileids[{first}]")) from None
     # Decode them one by one, to find the position of the invalid one.
     return [_decode_entries([raw], first + offset)[0] for offset, raw in enumerate(raws)]
 
@@ -229,7 +240,74 @@ def _reason(error: Exception, entry: str) -> str:
 
 
 def _fault(position: int, key: str, reason: str) -> InvalidManifest:
-    return InvalidManifest(f"fileids[{position}].{key}: {reason}")
+    return _invalid(f"fileids[{position}].{key}: {reason}")
+
+
+def _invalid(message: str) -> InvalidManifest:
+    """Return the error of one fault; the message begins with its place, which has no colon."""
+    place, _, detail = message.partition(": ")
+    keys = [] if place == "manifest" else place.replace("[", ".").replace("]", "").split(".")
+    return InvalidManifest(message, [Fault("#" + "".join(f"/{key}" for key in keys), detail)])
+
+
+def _with_more(error: InvalidManifest, more: Iterable[Fault]) -> InvalidManifest:
+    """Return the error with up to ``MAX_FAULTS`` faults, first its own."""
+    faults = dict.fromkeys(error.faults)
+    for fault in more:
+        if len(faults) >= MAX_FAULTS:
+            break
+        faults[fault] = None
+    return InvalidManifest(str(error), tuple(faults))
+
+
+def _find_faults(raws: Sequence[msgspec.Raw], first: int, require_hashsum: bool) -> Iterator[Fault]:
+    """Yield the faults of the entries from ``first`` on, one for each key, in their order."""
+    for start in range(first, len(raws), _BATCH):
+        yield from _faults_in(raws[start : start + _BATCH], start, require_hashsum)
+
+
+def _faults_in(raws: Sequence[msgspec.Raw], first: int, require_hashsum: bool) -> Iterator[Fault]:
+    try:
+        _normal(_posted_entries.decode(b"[" + b",".join(raws) + b"]"), first, require_hashsum)
+    except (*_DECODE_ERRORS, InvalidManifest):
+        pass
+    else:
+        return
+    if len(raws) == 1:
+        yield from _faults_of(raws[0], first, require_hashsum)
+        return
+    step = -(-len(raws) // _PARTS)
+    for offset in range(0, len(raws), step):
+        yield from _faults_in(raws[offset : offset + step], first + offset, require_hashsum)
+
+
+def _faults_of(raw: msgspec.Raw, position: int, require_hashsum: bool) -> Iterator[Fault]:
+    try:
+        posted = _decode_entries([raw], position)
+    except InvalidManifest as error:
+        yield from error.faults
+        return
+    for check in (
+        lambda: _ids(posted, position),
+        lambda: _paths(posted, position),
+        lambda: _hashes(posted, position, require_hashsum),
+    ):
+        try:
+            check()
+        except InvalidManifest as error:
+            yield from error.faults
+
+
+def _normal(
+    posted: Sequence[_PostedEntry], first: int, require_hashsum: bool
+) -> tuple[list[str], list[Entry]]:
+    """Return paths and entries of a batch, whose first one has that position, normalised.
+
+    :raises InvalidManifest: one of them breaks a rule.
+    """
+    paths = _paths(posted, first)
+    hashes = _hashes(posted, first, require_hashsum)
+    return paths, list(map(Entry, _ids(posted, first), paths, *hashes))
 
 
 def _ids(posted: Sequence[_PostedEntry], first: int) -> list[str]:
@@ -328,21 +406,44 @@ def _hash_sum(hash_sum: str, digits: int, position: int) -> str:
     return lower
 
 
-def _duplicate_path(entries: Iterable[Entry]) -> InvalidManifest:
+def _check_paths(entries: Collection[Entry], paths: PathSet) -> None:
+    """Raise InvalidManifest if two of the entries, whose paths are ``paths``, cannot coexist."""
+    clashes = dict.fromkeys(islice(paths.files_as_directories(), MAX_FAULTS))
+    if len(paths) == len(entries) and not clashes:
+        return
+    faults = chain(_duplicate_paths(entries), _files_and_directories(entries, list(clashes)))
+    raise _with_more(next(faults), chain.from_iterable(error.faults for error in faults))
+
+
+def _duplicate_paths(entries: Iterable[Entry]) -> Iterator[InvalidManifest]:
     first: dict[str, int] = {}
     for position, entry in enumerate(entries):
         other = first.setdefault(entry.path, position)
         if other != position:
-            return _fault(position, "path", f"is the same as that of fileids[{other}]")
-    raise AssertionError("no path is there twice")
+            yield _fault(position, "path", f"is the same as that of fileids[{other}]")
 
 
-def _file_and_directory(entries: Iterable[Entry], path: str) -> InvalidManifest:
-    file = next(at for at, entry in enumerate(entries) if entry.path == path)
-    below = next(at for at, entry in enumerate(entries) if entry.path.startswith(path + "/"))
-    if file < below:
-        return _fault(below, "path", f"is below the file of fileids[{file}]")
-    return _fault(file, "path", f"is a directory in the path of fileids[{below}]")
+def _files_and_directories(
+    entries: Iterable[Entry], clashes: Sequence[str]
+) -> Iterator[InvalidManifest]:
+    """Yield a fault for each path of ``clashes``, which is a file and a directory."""
+    wanted = frozenset(clashes)
+    files: dict[str, int] = {}
+    below: dict[str, int] = {}
+    missing = tuple(f"{path}/" for path in clashes)
+    for position, entry in enumerate(entries):
+        if entry.path in wanted:
+            files.setdefault(entry.path, position)
+        if missing and entry.path.startswith(missing):
+            found = [start for start in missing if entry.path.startswith(start)]
+            below |= {start[:-1]: position for start in found}
+            missing = tuple(start for start in missing if start not in found)
+    for path in clashes:
+        if files[path] < below[path]:
+            yield _fault(below[path], "path", f"is below the file of fileids[{files[path]}]")
+        else:
+            reason = f"is a directory in the path of fileids[{below[path]}]"
+            yield _fault(files[path], "path", reason)
 
 
 class PathSet:
@@ -364,9 +465,9 @@ class PathSet:
         """The number of different paths."""
         return len(self._files)
 
-    def file_as_directory(self) -> str | None:
-        """Return a path that is both a file and a directory of another path, if there is any."""
-        return _file_as_directory(self._files, self._directories)
+    def files_as_directories(self) -> Iterator[str]:
+        """Yield the paths that are both a file and a directory of another path."""
+        return _files_as_directories(self._files, self._directories)
 
     def clear(self) -> None:
         """Empty the set step by step; its destruction would free all of it at once."""
@@ -403,8 +504,8 @@ class _PartitionedSet(Collection[str]):
         return text in self._parts[hash(text) % self._PARTS]
 
 
-def _file_as_directory(files: Container[str], directories: Collection[str]) -> str | None:
-    """Return one of ``files`` that is also one of ``directories`` or their parents, if any.
+def _files_as_directories(files: Container[str], directories: Collection[str]) -> Iterator[str]:
+    """Yield those of ``files`` that are also one of ``directories`` or their parents.
 
     Such a file is itself in one of the directories.  In sorted order, with their final ``/``, each
     directory follows its parents, and the nearest parent is on top of the stack: only its first
@@ -412,14 +513,15 @@ def _file_as_directory(files: Container[str], directories: Collection[str]) -> s
     not with its depth.
     """
     stack = [""]
+    found = ""
     for directory in _in_order(directories):
         while not directory.startswith(stack[-1]):
             stack.pop()
         step = directory[: directory.find("/", len(stack[-1]))]
-        if step in files:
-            return step
+        if step in files and step != found:
+            found = step
+            yield step
         stack.append(directory)
-    return None
 
 
 def _in_order(texts: Collection[str]) -> Iterator[str]:

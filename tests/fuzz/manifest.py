@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from cartd.checksum import digest_size
-from cartd.errors import InvalidInput
+from cartd.errors import InvalidInput, InvalidManifest
 from cartd.manifest import (
     COMPONENT_LIMIT,
     ID_LIMIT,
+    MAX_FAULTS,
     PATH_LIMIT,
     Entry,
     Manifest,
@@ -31,6 +32,7 @@ WORDS = (
 )  # fmt: skip
 
 _SAID = re.compile(r"(\w{1,100}|fileids\[[0-9]+\](\.\w{1,100})?): [^\n]+", re.ASCII)
+_POINTER = re.compile(r"#|#/\w{1,100}(/[0-9]+(/\w{1,100})?)?", re.ASCII)
 _LONGEST = 300
 
 
@@ -42,6 +44,8 @@ def check(data: bytes) -> None:
         said = str(error)
         assert _SAID.fullmatch(said), said
         assert said.isprintable() and len(said) <= _LONGEST, said
+        if isinstance(error, InvalidManifest):
+            _check_faults(error)
         return
     entries = list(manifest.entries)
     assert len(entries) == len(manifest.entries)
@@ -50,6 +54,15 @@ def check(data: bytes) -> None:
     _check_tree([entry.path for entry in entries])
     _check_against_json(body, manifest, entries)
     _check_round_trip(manifest, entries)
+
+
+def _check_faults(error: InvalidManifest) -> None:
+    place, _, detail = str(error).partition(": ")
+    assert 0 < len(error.faults) <= MAX_FAULTS
+    assert error.faults[0].detail == detail, (place, error.faults[0])
+    for fault in error.faults:
+        assert _POINTER.fullmatch(fault.pointer), fault
+        assert fault.detail.isprintable() and len(fault.detail) <= _LONGEST, fault
 
 
 def _check_entry(entry: Entry, strict: bool) -> None:
