@@ -38,6 +38,7 @@ from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.api import Api
 from cartd.http.carts import CartsApi
+from cartd.http.form_tokens import FormTokens
 from cartd.http.monitoring import Monitoring
 from cartd.http.origins import ANY_HOST
 from cartd.http.pages import Pages
@@ -60,6 +61,7 @@ from cartd.status.polling import POLL_INTERVAL, LongPolls
 from cartd.store import (
     SchemaCondition,
     connection_limit_warning,
+    load_form_key,
     schema_state,
     sync,
     wait_for_database,
@@ -93,7 +95,10 @@ log = Logger()
 class Cartd(Service):
     """Listens, stages, sends and evicts, from ``startService`` to ``stopService``."""
 
-    def __init__(self, components: Components, authenticator: Authenticator | None) -> None:
+    def __init__(
+        self, components: Components, authenticator: Authenticator | None, form_key: bytes
+    ) -> None:
+        """``form_key``: the secret key of :class:`cartd.http.form_tokens.FormTokens`."""
         self._components = components
         self._authenticator = authenticator
         config, reactor = components.config, components.reactor
@@ -183,6 +188,7 @@ class Cartd(Service):
             tokens=authenticator is not None and authenticator.tokens,
             public_url=config.public_url,
             overviews=components.overviews,
+            form_tokens=FormTokens(form_key, components.now),
             recovered=components.recovery.wait_until_recovered,
             now=components.now,
         )
@@ -418,6 +424,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         os.umask(config.umask)
         logs.use_format(config.log_format)
         components = Components(config, reactor, _prepare(config))
+        form_key = load_form_key(config.database_url)
         too_few = connection_limit_warning(config.database_url)
         authenticator = create_authenticator(config, DedicatedThread(reactor), reactor)
     except CartdError as error:
@@ -425,7 +432,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     other_logger = [OTHER_LOGGER] if logs.is_json() and not logs.is_installed() else []
     for note in (*config.warnings, *([too_few] if too_few else []), *other_logger):
         log.warn("{note}", note=note)
-    cartd = Cartd(components, authenticator)
+    cartd = Cartd(components, authenticator, form_key)
     service = MultiService()
     # In this order, so that a service that listens can already be stopped.
     StopSignals(reactor, cartd.force_stop).setServiceParent(service)

@@ -111,7 +111,8 @@ class Config:
         unit="URL",
         description=(
             "URL at which clients reach the service, such as https://carts.example.org/; the URLs"
-            " in responses begin with it. none: they are paths."
+            " in responses begin with it, and its host need not be in allowed_hosts. none: they"
+            " are paths."
         ),
         environment="CARTD_PUBLIC_URL",
     )

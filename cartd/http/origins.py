@@ -5,6 +5,8 @@ network.  Such a request must not change anything (cross-site request forgery). 
 of ``CrossOriginProtection`` in Go's ``net/http``.  Clients that are not browsers send none of these
 headers and are not affected.
 
+The forms of the service's own pages have a token, too (:mod:`cartd.http.form_tokens`).
+
 Pages of allowed origins may read responses: browsers get the CORS headers of the Fetch standard,
 without ``Access-Control-Allow-Credentials``.  A page sends its user's token in Authorization.
 
@@ -34,7 +36,11 @@ ALLOWED_HEADERS = (
     "If-None-Match",
     "If-Range",
     "If-Unmodified-Since",
+    "Last-Event-ID",
+    "Prefer",
     "Range",
+    "X-Request-ID",
+    "traceparent",
 )
 """Request headers that a page of an allowed origin may send."""
 EXPOSED_HEADERS = (
@@ -45,6 +51,9 @@ EXPOSED_HEADERS = (
     "Content-Range",
     "Date",
     "ETag",
+    "Link",
+    "Location",
+    "Preference-Applied",
     "Retry-After",
     "WWW-Authenticate",
     "X-Pacifica-Bytes-Staged",

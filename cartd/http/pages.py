@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from cartd.carts.submit import Submissions
 from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, Forbidden, InvalidInput
+from cartd.http.form_tokens import FormTokens
 from cartd.http.headers import NO_STORE, PUBLIC, prefers_html
 from cartd.http.monitoring import ADMINS_ONLY, may_administer
 from cartd.http.request import LimitedRequest, header_field, log_internal_error, prepare_error
@@ -28,7 +29,16 @@ from cartd.page.admin import ADMIN, admin_page
 from cartd.page.assets import ASSETS, STATIC
 from cartd.page.cart import cart_page, cart_url
 from cartd.page.carts import CARTS, start_page
-from cartd.page.layout import HEADERS, HTML, Page, Visitor, find_form, message_page, render
+from cartd.page.layout import (
+    FORM_FIELD,
+    HEADERS,
+    HTML,
+    Page,
+    Visitor,
+    find_form,
+    message_page,
+    render,
+)
 from cartd.status.document import FailedFile
 from cartd.status.documents import StatusDocuments
 from cartd.status.overview import Overviews
@@ -68,6 +78,7 @@ class Pages:
         tokens: bool,
         public_url: str | None,
         overviews: Overviews,
+        form_tokens: FormTokens,
         recovered: Callable[[], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
@@ -78,6 +89,7 @@ class Pages:
 
         All requests for carts wait for ``recovered()``.
         """
+        self._form_tokens = form_tokens
         self._store = store
         self._documents = documents
         self._submissions = submissions
@@ -160,6 +172,7 @@ class Pages:
     async def act(self, request: Request, uid: str) -> bytes:
         """Do what a form of a page asks for, and send the browser back."""
         fields = _fields(request)
+        self._form_tokens.check(fields.get(FORM_FIELD, ""), _user_name(request))
         await self._recovered()
         if fields.get("action") == "delete":
             await self._submissions.delete(viewer_of(request), uid)
@@ -206,6 +219,7 @@ class Pages:
             tokens=self._tokens,
             # On public paths a client without credentials is not local where others need them.
             admin=user.admin if user is not None else not self._auth and may_administer(request),
+            form_token=self._form_tokens.issue(_user_name(request)),
         )
 
     def _time(self) -> datetime:
@@ -222,6 +236,12 @@ class Pages:
         response(request, 303, HTML, b"")
         set_header(request, "Location", self._prefix + url)
         return b""
+
+
+def _user_name(request: Request) -> str | None:
+    assert isinstance(request, LimitedRequest)
+    user = request.authenticated_user
+    return None if user is None else user.name
 
 
 def _code_of(status: CartStatus) -> int:

@@ -13,6 +13,7 @@ same lock.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from sqlalchemy.schema import SetColumnComment, SetTableComment
 from cartd.errors import CartdError, ConfigError, DatabaseUnavailable
 from cartd.store.database import translate_error, with_file_reason
 from cartd.store.engine import parse, schema_engine
-from cartd.store.tables import cart, cartsystem, metadata
+from cartd.store.tables import cart, cartsystem, metadata, secret
 
 CURRENT = (3, 0)
 """The schema of this release: (major, minor).  A minor step only adds what may be ignored."""
@@ -296,3 +297,22 @@ def volume_record(url: str) -> Iterator[VolumeRecord]:
     with schema_transaction(url) as connection:
         lock_schema(connection)
         yield VolumeRecord(connection)
+
+
+_KEY_BYTES = 32
+_FORM_KEY = "form"
+_KEY = select(secret.c.value).where(secret.c.name == _FORM_KEY)
+
+
+def load_form_key(url: str) -> bytes:
+    """Return the key of the tokens of forms, which all processes share; the first one creates it.
+
+    Raises ``Unavailable``.
+    """
+    with schema_transaction(url) as connection:
+        lock_schema(connection)
+        key: str | None = connection.scalar(_KEY)
+        if key is None:
+            key = secrets.token_hex(_KEY_BYTES)
+            connection.execute(insert(secret).values(name=_FORM_KEY, value=key))
+    return bytes.fromhex(key)

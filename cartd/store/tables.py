@@ -63,6 +63,14 @@ cartsystem = Table(
     comment="The schema's version, where Pacifica's programs read it",
 )
 
+secret = Table(
+    "secret",
+    metadata,
+    Column("name", String(255), primary_key=True, comment="What it is for"),
+    Column("value", Text, nullable=False, comment="Random bytes, in hex"),
+    comment="Keys that all processes share",
+)
+
 cart = Table(
     "cart",
     metadata,

@@ -11,6 +11,7 @@ import pytest_twisted
 from twisted.web.http_headers import Headers
 
 from cartd.auth import TokenFile
+from cartd.http import paths
 from cartd.http.origins import EXPOSED_HEADERS, is_forbidden
 from cartd.http.routes import OPENAPI
 from tests.support.cart_site import CartSite, cart_site
@@ -235,8 +236,74 @@ def test_allowed_origin_can_read_every_response_header(portal: tuple[CartSite, s
 ALWAYS_READABLE = {"cache-control", "content-language", "content-length", "content-type",
                    "expires", "last-modified", "pragma"}  # fmt: skip
 """CORS-safelisted (Fetch standard, section 2.2.2)."""
-NOT_FOR_PAGES = {"connection", "server", "transfer-encoding", "vary",
+NOT_FOR_PAGES = {"connection", "server", "x-accel-buffering", "transfer-encoding", "vary",
                  "access-control-allow-origin", "access-control-expose-headers"}  # fmt: skip
+
+
+NEW = ["/-/carts/kept", "/-/carts/kept/labels", "/-/carts/kept/retry", "/-/carts/kept/form",
+       "/-/plan", "/-/x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize("target", NEW)
+@pytest.mark.parametrize("sent", [FORM, NO_CORS, "Origin: null", "Sec-Fetch-Site: same-site"])
+def test_nothing_below_the_dash_is_changed_for_another_site(
+    site: CartSite, method: str, target: str, sent: str
+) -> None:
+    more = f"Host: localhost:{site.port}\r\n{sent}\r\nContent-Length: 2"
+    answer = ask(site.port, f"{method} {target} HTTP/1.1\r\n{more}\r\n\r\n{{}}".encode())
+    assert answer.status == 403
+    said = answer.json
+    assert (said["type"], said["detail"]) == ("/-/problems/cross-site", REASON)
+    assert site.cartd.status("kept") == ("ready", "")
+
+
+def test_allowed_origin_may_send_every_method_of_a_path(portal: tuple[CartSite, str]) -> None:
+    site, _ = portal
+    for path, rules in paths._PATHS.rules.items():
+        target = "/" + "/".join(path).replace("<", "").replace(">", "")
+        if "OPTIONS" in rules.methods:
+            continue  # a probe, which is no page
+        for method in rules.methods:
+            request = from_page(
+                "OPTIONS", target, f"Access-Control-Request-Method: {method}",
+                "Access-Control-Request-Headers: authorization,prefer,last-event-id",
+            )  # fmt: skip
+            _, fields = head_of(site.port, request)
+            headers = dict(field.split(": ", 1) for field in fields)
+            assert method in names(headers["Access-Control-Allow-Methods"]), target
+            allowed = names(headers["Access-Control-Allow-Headers"])
+            assert {"Authorization", "Prefer", "Last-Event-ID"} <= allowed
+
+
+REBOUND = ["GET /-/carts/kept", "GET /-/carts/kept/files", "GET /-/carts/kept/events", "GET /kept",
+           "DELETE /kept", "POST /kept", "GET /", "GET /-/problems", "OPTIONS /kept"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", REBOUND)
+def test_page_with_a_rebound_name_can_do_nothing(site: CartSite, line: str) -> None:
+    # The browser takes the name for the page's own, and so sends what it sends to its own site.
+    own = "Host: evil.example\r\nOrigin: http://evil.example\r\nSec-Fetch-Site: same-origin"
+    answer = ask(site.port, f"{line} HTTP/1.1\r\n{own}\r\n\r\n".encode())
+    assert answer.status == 421
+    said = answer.json
+    assert (said.get("detail") or said["message"]).startswith("Unknown host evil.example")
+    assert site.cartd.status("kept") == ("ready", "")
+
+
+def test_host_of_the_public_url_is_allowed(tmp_path: Path) -> None:
+    ini = "[server]\npublic_url = https://Carts.example:8443/cartd/\n"
+    with cart_site(tmp_path, ini=ini) as public:
+        for host, status in (
+            ("carts.example", 200),
+            ("CARTS.example.:8443", 200),
+            ("carts.example:1", 200),
+            ("localhost", 200),
+            ("x.carts.example", 421),
+            ("example", 421),
+        ):
+            request = f"GET /-/problems HTTP/1.1\r\nHost: {host}\r\n\r\n"
+            assert ask(public.port, request.encode()).status == status, host
 
 
 def test_every_header_of_openapi_is_exposed() -> None:
@@ -248,7 +315,7 @@ def test_every_header_of_openapi_is_exposed() -> None:
         for response in operation["responses"].values()
         for name in response.get("headers", {})
     }
-    assert {name.lower() for name in described} <= {
+    assert {name.lower() for name in described} - NOT_FOR_PAGES <= {
         *ALWAYS_READABLE,
         *(name.lower() for name in EXPOSED_HEADERS),
     }

@@ -162,16 +162,40 @@ def test_a_page_with_all_that_it_loads_is_small(site: CartSite) -> None:
     assert size + len(browse(site, "/-/carts/bad").body) <= 60_000
 
 
+def form_token(site: CartSite, uid: str) -> str:
+    """Return the token of the forms on the page of a cart."""
+    page = browse(site, f"/-/carts/{uid}").body.decode()
+    found = re.findall(r'name="form_token"[^>]* value="([^"]+)"', page)
+    assert found and len(set(found)) == 1, page
+    token: str = found[0]
+    return token
+
+
+def send_form(site: CartSite, uid: str, **fields: str) -> Answer:
+    fields = {"form_token": form_token(site, uid)} | fields
+    return site.cartd.request("POST", f"/-/carts/{uid}/form", urlencode(fields).encode())
+
+
 def test_a_form_deletes_a_cart(site: CartSite) -> None:
     site.stage("old", {"a": b"x"})
-    answer = site.cartd.request("POST", "/-/carts/old/form", b"action=delete&back=list")
+    answer = send_form(site, "old", action="delete", back="list")
     assert (answer.status, answer.headers["location"]) == (303, "/-/carts")
     assert site.cartd.get("/-/carts/old").status == 404
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"action=burn", b"\xff", b"a=b&" * 20, b"action=delete&" + b"x" * 5000]
-)
+@pytest.mark.parametrize("token", ["", "x", "A" * 50, "\xe9"])
+def test_a_form_without_a_valid_token_is_rejected(site: CartSite, token: str) -> None:
+    answer = send_form(site, "ready", action="delete", form_token=token)
+    assert answer.status == 403
+    assert b"Reload the page" in answer.body
+    assert site.cartd.get("/-/carts/ready").status == 200
+
+
+def test_an_unknown_action_is_rejected(site: CartSite) -> None:
+    assert send_form(site, "ready", action="burn").status == 400
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"a=b&" * 20, b"action=delete&" + b"x" * 5000])
 def test_any_other_form_is_rejected(site: CartSite, body: bytes) -> None:
     assert site.cartd.request("POST", "/-/carts/ready/form", body).status == 400
     assert site.cartd.get("/-/carts/ready").status == 200

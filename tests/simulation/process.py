@@ -182,7 +182,7 @@ class SimulatedProcess:
         self.components = Components(self.config, self.reactor, number, self.reactor.seconds)
         # Durations of thread calls are not measured in real time here.
         self.components.volume.incoming._batch_threads._timer = self.reactor.seconds
-        self.service = Cartd(self.components, None)
+        self.service = Cartd(self.components, None, form_key=b"")
         self.submissions = self.service._submissions
         self.other_removal = _removal_of_other_process(self.components, self.config)
         # There are no connections to close; disconnect the clients instead.

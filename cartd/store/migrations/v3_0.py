@@ -65,6 +65,11 @@ def upgrade() -> None:
     _count_files()
     _add_constraints()
     _create_durability_tables()
+    op.create_table(
+        "secret",
+        sa.Column("name", sa.String(255), primary_key=True),
+        sa.Column("value", sa.Text, nullable=False),
+    )
     # Pacifica's programs read this, and reject a database of an unknown version.
     op.execute(cartsystem.delete())
     op.bulk_insert(cartsystem, [{"part": "major", "value": 3}, {"part": "minor", "value": 0}])
