@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from cartd.status.pace import Pace, PaceMeter, Sample, differs, dumped
 
@@ -14,6 +15,8 @@ SAMPLE_INTERVAL = 1.0
 CARTS_PER_SECOND = 20
 """Rows written per second at most; many carts are sampled less often."""
 MAX_INTERVAL = 15.0
+SLICE = 50
+"""Steps of measuring before the reactor handles other events."""
 
 
 class PaceStore(Protocol):
@@ -51,12 +54,18 @@ class PaceRecorder:
         if now < self._due:
             return
         self._due = now + min(max(len(samples) / CARTS_PER_SECOND, SAMPLE_INTERVAL), MAX_INTERVAL)
-        measured = self._meter.measure(
+        measured: dict[int, Pace] = {}
+        steps = self._meter.steps(
             {cart_id: sample for cart_id, sample in samples.items() if sample is not None},
             now,
             self._now(),
             available=available,
         )
+        for number, step in enumerate(steps, 1):
+            if step is not None:
+                measured[step[0]] = step[1]
+            if not number % SLICE:
+                await deferLater(self._clock, 0)
         paces = {cart_id: measured.get(cart_id) for cart_id in samples}
         changed = {
             cart_id: pace
