@@ -118,6 +118,7 @@ class SimulatedArchive(ArchiveClient):
         head_timeout: float,
         stall_timeout: float,
         min_rate: float,
+        metrics: object,
     ) -> None:
         self._reactor = clock
         self._archive_state = clock.archive_state
