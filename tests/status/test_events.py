@@ -31,7 +31,7 @@ from cartd.status.events import (
 )
 from tests.support.event_client import Event, parsed
 from tests.support.sqlite_store import SqliteStore
-from tests.support.volume_parts import begin, failure_of, logged, result_of
+from tests.support.volume_parts import failure_of, logged, outcome, result_of
 
 pytest_plugins = ("tests.support.database_fixtures",)
 
@@ -42,7 +42,8 @@ class Client:
     def __init__(self, events: Events, uid: str, seen: int | None, viewer: Viewer) -> None:
         self.subscription: Subscription | None = None
         self.taken: list[bytes] = []
-        self.outcome = begin(self._follow(events, uid, seen, viewer))
+        self._following = Deferred.fromCoroutine(self._follow(events, uid, seen, viewer))
+        self.outcome = outcome(self._following)
 
     async def _follow(self, events: Events, uid: str, seen: int | None, viewer: Viewer) -> str:
         async with events.subscribe(viewer, uid, seen) as self.subscription:
@@ -60,6 +61,9 @@ class Client:
     def names(self) -> list[str]:
         return [event.name for event in self.events]
 
+    def leave(self) -> None:
+        self._following.cancel()
+
     def pause(self) -> None:
         assert self.subscription is not None
         self.subscription.pause()
@@ -75,8 +79,8 @@ class Site:
     def __init__(self, store: SqliteStore, limit: int = 100) -> None:
         self.store = store
         self.clock = Clock()
-        self.queries = 0
-        """How many times versions were read."""
+        self.asked: list[Sequence[int]] = []
+        """The carts whose versions were read, by query."""
         self.built: list[int] = []
         """The carts whose documents were built."""
         self._documents = StatusDocuments(store, lambda: 0.0, self.clock.seconds)
@@ -89,7 +93,7 @@ class Site:
         return await self._documents.for_carts(cart_ids)
 
     async def _count_versions(self, cart_ids: Sequence[int]) -> dict[int, int]:
-        self.queries += 1
+        self.asked.append(cart_ids)
         return await self._versions(cart_ids)
 
     def post(self, uid: str = "u", **more: Any) -> Cart:
@@ -168,10 +172,10 @@ def test_one_query_and_one_document_serve_all_streams(site: Site) -> None:
     carts = [site.post(uid) for uid in ("u", "v", "w")]
     clients = [site.client(uid) for uid in ("u", "v", "w") for _ in range(5)]
     site.advance(2)
-    site.queries, site.built = 0, []
+    site.asked, site.built = [], []
     site.change(carts[0])
     site.advance(POLL_INTERVAL)
-    assert (site.queries, site.built) == (1, [carts[0].id])
+    assert (site.asked, site.built) == ([[cart.id for cart in carts]], [carts[0].id])
     assert [len(client.events) for client in clients] == [2] * 5 + [1] * 10
     assert len({id(client.taken[-1]) for client in clients[:5]}) == 1
 
@@ -191,10 +195,21 @@ def test_nothing_runs_without_streams(site: Site) -> None:
     site.advance(2)
     assert client.outcome == ["ended"] and site.events.count == 0
     site.advance(POLL_INTERVAL)
-    queries = site.queries
+    site.asked = []
     site.advance(100)
-    assert site.queries == queries and not site.clock.getDelayedCalls()
+    assert not site.asked and not site.clock.getDelayedCalls()
     assert site.client().names == ["end"]
+
+
+def test_a_cart_is_watched_until_its_last_client_leaves(site: Site) -> None:
+    left, other = site.post("u"), site.post("v")
+    clients = [site.client("u"), site.client("u"), site.client("v")]
+    clients[0].leave()
+    site.advance(POLL_INTERVAL)
+    assert site.asked == [[left.id, other.id]]
+    clients[1].leave()
+    site.advance(POLL_INTERVAL)
+    assert site.asked[1:] == [[other.id]] and site.events.count == 1
 
 
 def test_the_end_has_the_last_document_and_ends_the_stream(site: Site) -> None:
@@ -349,6 +364,7 @@ def test_an_outage_of_the_database_keeps_the_stream(site: Site) -> None:
     site.change(cart)
     site.advance(60)
     assert client.names == ["status", "status"] and not client.outcome
+    assert client.taken[-1] == COMMENT
 
 
 def test_comments_are_sent_while_the_database_does_not_answer(
@@ -357,10 +373,18 @@ def test_comments_are_sent_while_the_database_does_not_answer(
     site.post()
     client = site.client()
     hanging: Deferred[dict[int, int]] = Deferred()
-    monkeypatch.setattr(site.store.statuses, "versions", lambda _: hanging)
+    asked = []
+
+    def versions(cart_ids: Sequence[int]) -> Deferred[dict[int, int]]:
+        asked.append(cart_ids)
+        return hanging
+
+    monkeypatch.setattr(site.store.statuses, "versions", versions)
     site.advance(3 * COMMENT_INTERVAL)
     assert 2 <= client.taken[1:].count(COMMENT) == len(client.taken) - 1
+    assert len(asked) == 1 and not hanging.called
     site.events.stop()
+    assert hanging.called
     assert client.outcome == ["ended"] and not site.clock.getDelayedCalls()
 
 
