@@ -131,7 +131,8 @@ def test_a_client_of_http_1_0_reads_to_the_end_of_the_connection(site: CartSite)
 
 
 def test_streams_over_the_limit_are_rejected_until_a_client_leaves(tmp_path: Path) -> None:
-    with cart_site(tmp_path, NEVER, ini="[server]\nmax_event_streams = 2\n") as site:
+    ini = "[server]\nmax_event_streams = 2\n"
+    with cart_site(tmp_path, NEVER, ini=ini) as site:
         post(site, "u")
         with following(site.port, "u") as first:
             assert first.next() is not None
@@ -141,6 +142,7 @@ def test_streams_over_the_limit_are_rejected_until_a_client_leaves(tmp_path: Pat
                 limit = "server.max_event_streams"
                 assert (over.status, over.json["limit"]) == (503, limit)
                 assert over.headers["retry-after"]
+                assert b"\ncartd_event_streams 2.0\n" in site.cartd.get("/-/metrics").body
             wait_for(lambda: opens(site, "u"))
             assert first.status == 200
 
