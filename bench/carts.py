@@ -27,6 +27,11 @@ def delete(server: Server, uid: str) -> None:
         raise MeasurementFailed(f"deleting {uid} was answered with {answer.status}")
 
 
+def staged(server: Server, uid: str) -> int:
+    """Return how many files of the cart are staged."""
+    return int(_asked(server, "HEAD", uid).headers["X-Pacifica-Files-Staged"])
+
+
 def wait_until_ready(server: Server, uid: str, files: int, began: float) -> None:
     """Poll the status until it is ``ready``; ``MeasurementFailed`` if that never happens.
 

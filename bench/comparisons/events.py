@@ -6,12 +6,13 @@ import time
 
 from bench.bench import Bench
 from bench.cartd import tape_archive
-from bench.carts import post, stage
+from bench.carts import post, stage, staged
 from bench.contest import Contest, Sample
 from bench.data import MIB, CartData
 from bench.event_readers import reading_events, seconds_to_an_event
 from bench.figures import Row, Target, percentile
 from bench.prober import RATE, probing
+from bench.processes import wait_for
 
 CARTS = 10
 TAPE_RATE = 50
@@ -54,6 +55,7 @@ def events(bench: Bench) -> list[Row]:
             "cpu": server.cpu() - cpu,
         }
 
+    wait_for(lambda: all(staged(server, uid) for uid in uids), "the first file of each cart")
     heads()  # what the first requests allocate is not the streams'
     before = server.resident()
 

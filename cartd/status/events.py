@@ -44,7 +44,7 @@ MAX_FAILURES = 100
 """Failed files of a cart that are reported, the first ones of the manifest."""
 BATCH = 50
 """Carts whose documents are built at a time."""
-SLICE = 20
+SLICE = 5
 """Streams that are written to before the reactor handles other events."""
 
 RETRY = b"retry: 3000\n\n"
@@ -187,6 +187,8 @@ class Events:
         self._outage = False
         self._timer: IDelayedCall | None = None
         self._poll_at = 0.0
+        self._offered = 0
+        """Events handed over, of all carts."""
         self._polling: Deferred[None] | None = None
 
     @property
@@ -388,10 +390,11 @@ class Events:
     async def _hand_over(
         self, subscriptions: Iterable[Subscription], new: list[bytes], event: bytes, *, last: bool
     ) -> None:
-        for count, subscription in enumerate(list(subscriptions)):
-            if count and not count % SLICE:
-                await self._yield()
+        for subscription in list(subscriptions):
             subscription.offer(new, event, last=last)
+            self._offered += 1
+            if not self._offered % SLICE:
+                await self._yield()
 
     async def _yield(self) -> None:
         """Let the reactor handle other events."""

@@ -169,7 +169,7 @@ def test_a_stop_ends_streams_while_a_download_may_continue(tmp_path: Path) -> No
 
 
 def test_many_streams_of_one_cart_all_see_its_end(tmp_path: Path) -> None:
-    number = 5 * SLICE
+    number = 20 * SLICE
     with cart_site(tmp_path, SOON) as site:
         post(site, "popular")
         with connections(site, "popular", number) as clients:

@@ -438,9 +438,10 @@ def test_a_stop_ends_all_streams_at_once(site: Site) -> None:
     assert not site.clock.getDelayedCalls() and site.events.count == 0
 
 
-def test_many_streams_of_a_cart_are_served_in_slices(site: Site) -> None:
-    cart = site.post()
-    clients = [site.client() for _ in range(2 * SLICE + 1)]
+@pytest.mark.parametrize("number", [1, 2 * SLICE + 1])
+def test_streams_are_served_in_slices(site: Site, number: int) -> None:
+    carts = [site.post(f"u{each}") for each in range(number)]
+    clients = [site.client(f"u{each % number}") for each in range(2 * SLICE + 1)]
     site.advance(2)
     counts = []
 
@@ -449,7 +450,8 @@ def test_many_streams_of_a_cart_are_served_in_slices(site: Site) -> None:
         if counts[-1] < len(clients):
             site.clock.callLater(0, other_event)
 
-    site.change(cart)
+    for cart in carts:
+        site.change(cart)
     site.clock.callLater(POLL_INTERVAL, other_event)
     site.clock.advance(POLL_INTERVAL)
     assert sorted({*counts} - {0}) == [SLICE, 2 * SLICE, 2 * SLICE + 1]
