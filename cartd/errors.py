@@ -1,4 +1,4 @@
-"""The errors that cross layers, each with its HTTP status and its problem; text in messages.
+"""Errors that cross layers, with status, problem and JSON form; transient disk errors; escaping.
 
 Only an error of the file itself is damage, for which the file is fetched again: it is missing, or
 access is denied, or its blocks cannot be read (``EIO``; it is fetched into new blocks).  A lack of

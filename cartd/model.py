@@ -1,4 +1,7 @@
-"""The data model: carts and their files, statuses, bytes on the volume, users and viewers."""
+"""The data model: carts, files, statuses, users and their quotas, and which uids are valid.
+
+:class:`Viewer` says which carts a client may see.
+"""
 
 from __future__ import annotations
 

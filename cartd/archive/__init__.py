@@ -1,4 +1,4 @@
-"""The archive that holds the files: client, HTTP agent, retrying, circuit breaker, limits."""
+"""The archive that holds the files: client, HTTP agent, TLS, retrying, circuit breaker, limits."""
 
 from cartd.archive.client import ArchiveClient, explained_status, http_client
 from cartd.archive.responses import ArchiveError, FileState

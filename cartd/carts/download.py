@@ -1,6 +1,7 @@
 """Downloads: find and pin a ready cart, describe and read its tar, restage a damaged cart.
 
 :class:`Pins` and :class:`AccessTimes` tell removal and eviction which carts are in use.
+What happens to a download while it is sent is in :mod:`cartd.sending.sender`.
 """
 
 from __future__ import annotations

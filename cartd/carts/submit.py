@@ -1,4 +1,4 @@
-"""Client operations on carts other than downloads: submit, find and delete."""
+"""Submissions: post, find and delete carts; the limit of carts in staging."""
 
 from __future__ import annotations
 

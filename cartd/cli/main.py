@@ -230,28 +230,26 @@ def _check_schema(config: Config) -> None:
 
 def _fixit(config: Config, args: Namespace) -> int:
     async def work(components: Components) -> int:
-        fixit = Fixit(
-            components.store,
-            components.repair,
-            components.stager.begin,
-            components.reactor,
-            sys.stderr,
-        )
+        fixit = _create_fixit(components)
         fixed = [await fixit.fix(uid) for uid in dict.fromkeys(args.cartid)]
         return 0 if all(fixed) else 1
 
     return _with_components(config, work)
 
 
+def _create_fixit(components: Components) -> Fixit:
+    return Fixit(
+        components.store,
+        components.repair,
+        components.stager.begin,
+        components.reactor,
+        sys.stderr,
+    )
+
+
 def _verify(config: Config, args: Namespace) -> int:
     async def work(components: Components) -> int:
-        fixit = Fixit(
-            components.store,
-            components.repair,
-            components.stager.begin,
-            components.reactor,
-            sys.stderr,
-        )
+        fixit = _create_fixit(components)
         verify = Verify(
             components.store,
             components.verification,

@@ -1,4 +1,4 @@
-"""Parsers of the values of settings.
+"""Parsers of the values of settings, endpoints included.
 
 Each takes text and raises ValueError with a reason that can follow the setting's name.
 """

@@ -105,7 +105,7 @@ class _PoolThread(Thread):
 
 
 def hanging() -> str:
-    """Return what the threads are doing now, for a message: ``2 in cartd.volume.verify.read``."""
+    """Return what the threads are doing, for a message: ``2 in cartd.volume.verify._stat_file``."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     doing: Counter[str] = Counter()
     for ident, frame in sys._current_frames().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from io import BytesIO
 from math import inf
 from pathlib import Path
@@ -17,7 +18,7 @@ from twisted.python import usage
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from cartd.config import parsers
+from cartd.config import load, parsers
 from cartd.deferreds.threads import Threads
 from cartd.directory_archive.directory import Directory, TapeLibrary
 from cartd.directory_archive.routes import ArchiveInterface
@@ -31,20 +32,13 @@ THREADS = 8
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 IN_MEMORY = 100_000
 """Bytes; a longer body is written to a temporary file."""
-LIMITS = Limits(
-    max_manifest_size=0,  # the archive has no manifests
-    temp_file_limit=0,
-    max_header_size=16384,
+LIMITS = replace(
+    Limits.of(load(options={}, environ={}, ini=None)),
     max_headers=100,
-    header_timeout=60.0,
     body_timeout=inf,
-    idle_timeout=60.0,
-    keepalive_timeout=75.0,
     stall_timeout=3600.0,
-    max_connections=0,  # unlimited
-    max_connections_per_address=0,
 )
-"""A file may have any size and take any time, if bytes arrive at least every minute."""
+"""The defaults of cartd, except that a file may take any time, if bytes arrive every minute."""
 
 log = Logger()
 

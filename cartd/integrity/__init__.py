@@ -1,1 +1,1 @@
-"""Compares the carts on the volume with the store: binding, recovery, repair, scrub, orphans."""
+"""Compares carts on the volume with the store: binding, recovery, sync, repair, scrub, orphans."""

@@ -1,4 +1,4 @@
-"""What a start checks: that volume and database belong together, and files after a crash.
+"""Binding of the volume to its database, recovery after a crash, and the periodic sync.
 
 Binding (:func:`bind_volume`): a random number is written to both when they are new.  If the numbers
 differ or one is missing, the disk may not be mounted, or the volume may have another database's

@@ -1,4 +1,4 @@
-"""Repair: restages carts whose files on the volume differ from what is recorded.
+"""Repair of damaged carts, measuring of Pacifica's carts, and removal of orphans.
 
 Files are missing or damaged after the store or the volume was restored from a backup, or after a
 power failure.  The functions below are for unfinished carts, whose staging fetches them again.

@@ -1,4 +1,7 @@
-"""Starts, resumes and aborts the staging of carts by this process, and holds their leases."""
+"""Starts, resumes and aborts the staging of carts by this process, and holds their leases.
+
+:class:`FairShare` divides what the carts in staging share.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools of persistent alchimia connections, and a watchdog for connections that get no answer.
+"""alchimia: pools of its connections, persistent ones, and a watchdog for those without answers.
 
 Strategy: a connection belongs to one thread, which runs its calls in order, for one caller at a
 time.  A caller that gives up (an error, a cancelled coroutine) need not wait: the rollback or close

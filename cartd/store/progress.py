@@ -1,6 +1,7 @@
-"""What the holder of a cart records, from staging to ready or error.
+"""Changes of a cart from staging to ready or error, and back to staging.
 
-Every method is one transaction, unless it says otherwise, and writes nothing if the lease was lost.
+Every method is one transaction, unless it says otherwise; one that takes the holder of the lease
+writes nothing if the lease was lost.
 ``files_staged`` and ``bytes_staged`` of a cart always match its files of status ``staged``.
 """
 

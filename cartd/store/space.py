@@ -1,4 +1,4 @@
-"""Space used by the carts on the volume, and byte ownership: each byte counts once.
+"""Space used by the carts on the volume, what may be evicted, and byte ownership of hard links.
 
 Strategy: of the files that are one inode on the volume, one owns the bytes and all others are
 ``linked_to`` it: files of other carts, usually, or of the same cart if its manifest names a file
