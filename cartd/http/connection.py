@@ -45,6 +45,8 @@ class State(Enum):
     LOST = auto()
     """It is closed."""
 
+    __hash__ = object.__hash__  # faster: each request has several transitions
+
 
 class _Event(Enum):
     HEAD_START = auto()
@@ -57,7 +59,10 @@ class _Event(Enum):
     REJECT = auto()
     LOSE = auto()
 
+    __hash__ = object.__hash__
 
+
+_REJECTED: Final = State.REJECTED
 _OPEN: Final = tuple(state for state in State if state not in (State.REJECTED, State.LOST))
 _TRANSITIONS: Final[dict[tuple[State, _Event], State]] = {
     (State.NEW, _Event.HEAD_START): State.HEAD,
@@ -114,14 +119,10 @@ class LimitedChannel(RequestChannel):
     def _handle(self, event: _Event) -> None:
         self._state = _TRANSITIONS.get((self._state, event), self._state)
 
-    @property
-    def _rejected(self) -> bool:
-        return self._state is State.REJECTED
-
     # --- receiving
 
     def dataReceived(self, data: bytes) -> None:
-        if self._rejected:
+        if self._state is _REJECTED:
             return
         self._timeouts.on_data()
         super().dataReceived(data)
@@ -130,7 +131,7 @@ class LimitedChannel(RequestChannel):
 
     def lineReceived(self, line: bytes) -> bool | None:
         """Return whether to stop reading."""
-        if self._rejected:
+        if self._state is _REJECTED:
             return True
         if line:
             self._on_head_data()
@@ -138,10 +139,10 @@ class LimitedChannel(RequestChannel):
             self.lineLengthExceeded(line)
         else:
             super().lineReceived(line)
-        return self._rejected
+        return self.state is _REJECTED  # meanwhile
 
     def headerReceived(self, line: bytes) -> bool:
-        if self._rejected:
+        if self._state is _REJECTED:
             return False
         if self.header_count >= self.maxHeaders:
             self._reject_head("headers", "max_headers", self.maxHeaders)

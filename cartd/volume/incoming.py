@@ -135,6 +135,8 @@ class State(Enum):
     FAILED = auto()
     """It is removed, as it was aborted or its write or verification failed."""
 
+    __hash__ = object.__hash__  # faster: each file has several transitions
+
 
 class _Event(Enum):
     BLOCK = auto()
@@ -145,6 +147,8 @@ class _Event(Enum):
     ABORT = auto()
     COMMIT = auto()
     FAIL = auto()
+
+    __hash__ = object.__hash__
 
 
 _BUSY: Final = (
