@@ -182,8 +182,8 @@ def _interpolate(text: str, key: str, others: Mapping[str, str], depth: int) -> 
         if mark[1] is None:
             return sign
         if (other := others.get(mark[1])) is None:
-            # In a URL, what looks like a reference may be part of a password.
-            name = "..." if "@" in text else mark[1]
+            # In a URL, even a malformed one, what looks like it may be part of a password.
+            name = "..." if "@" in text or key.endswith("url") else mark[1]
             raise LookupError(f"refers to %({name})s, which does not exist; write %% for a %")
         return _interpolate(other, key, others, depth + 1)
 

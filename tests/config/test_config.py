@@ -588,8 +588,9 @@ def test_a_database_url_is_never_shown(url: str) -> None:
 # --- the documentation --------------------------------------------------------------------------
 
 
-def test_a_password_like_a_reference_is_not_shown() -> None:
-    said = refusal("[database]\nurl = postgresql://u:%(secret)s@h/d\n")
+@pytest.mark.parametrize("url", ["postgresql://u:%(secret)s@h/d", "postgresql:/u:%(secret)s"])
+def test_a_password_like_a_reference_is_not_shown(url: str) -> None:
+    said = refusal(f"[database]\nurl = {url}\n")
     assert "secret" not in said
     assert "write %% for a %" in said
 

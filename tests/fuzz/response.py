@@ -67,6 +67,8 @@ def check(data: bytes) -> None:
         assert isinstance(outcome, FileState)
         assert 0 <= outcome.size <= MAX_SIZE
         assert 0 <= outcome.mtime <= MAX_TIME
+    elif asked == b"P":
+        assert outcome is None or 0 <= outcome <= MAX_PARSED_RETRY_AFTER
     else:
         assert outcome is None
 
