@@ -155,11 +155,14 @@ class Cartd(Service):
             recovered=components.recovery.wait_until_recovered,
         )
         base = config.public_url or "/"
+        lists = CartLists(
+            components.store, self._documents, base=base, without_owner=config.page_list
+        )
         carts_api = CartsApi(
             self._submissions,
             self._documents,
             FileLists(components.store, base=base),
-            CartLists(components.store, self._documents, base=base, without_owner=config.page_list),
+            lists,
             Planner(
                 components.store,
                 components.retry_policy,
@@ -189,6 +192,8 @@ class Cartd(Service):
             public_url=config.public_url,
             overviews=components.overviews,
             form_tokens=FormTokens(form_key, components.now),
+            lists=lists,
+            listed=config.page_list and authenticator is None,
             recovered=components.recovery.wait_until_recovered,
             now=components.now,
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from klein import Klein
+from msgspec import UNSET
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request
@@ -19,6 +20,7 @@ from werkzeug.exceptions import HTTPException
 
 from cartd.carts.submit import Submissions
 from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, Forbidden, InvalidInput
+from cartd.http.carts import CART_STATUSES, MAX_ID, choice, integer, text
 from cartd.http.form_tokens import FormTokens
 from cartd.http.headers import NO_STORE, PUBLIC, prefers_html
 from cartd.http.monitoring import ADMINS_ONLY, may_administer
@@ -28,7 +30,7 @@ from cartd.model import CartStatus, FileStatus, Viewer
 from cartd.page.admin import ADMIN, admin_page
 from cartd.page.assets import ASSETS, STATIC
 from cartd.page.cart import cart_page, cart_url
-from cartd.page.carts import CARTS, start_page
+from cartd.page.carts import CARTS, carts_page, start_page
 from cartd.page.layout import (
     FORM_FIELD,
     HEADERS,
@@ -41,10 +43,15 @@ from cartd.page.layout import (
 )
 from cartd.status.document import FailedFile
 from cartd.status.documents import StatusDocuments
+from cartd.status.listing import CartLists, CartQuery
 from cartd.status.overview import Overviews
 from cartd.store import Store
 
 ASSET_PATH = f"{STATIC}/<name>"
+FILTERS = ("status", "label", "owner")
+LISTED = 50
+"""Carts of one page of the list."""
+ON_THE_START_PAGE = 5
 FAILED_ON_A_PAGE = 50
 MAX_FORM = 4096
 """Maximum bytes of a form."""
@@ -79,11 +86,14 @@ class Pages:
         public_url: str | None,
         overviews: Overviews,
         form_tokens: FormTokens,
+        lists: CartLists,
+        listed: bool,
         recovered: Callable[[], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
         """``download`` sends a ready cart; ``auth``: whether authentication is on, and
-        ``tokens`` whether users may authenticate by tokens.
+        ``tokens`` whether users may authenticate by tokens; ``listed``: whether carts are listed
+        for clients that are not authenticated.
 
         ``public_url``: the address of the service, if it is not the one that clients use.
 
@@ -98,6 +108,8 @@ class Pages:
         self._tokens = tokens
         self._recovered = recovered
         self._overviews = overviews
+        self._lists = lists
+        self._listed = listed
         self._public_url = None if public_url is None else public_url.rstrip("/")
         self._prefix = urlsplit(self._public_url or "").path
         self._now = now
@@ -127,8 +139,31 @@ class Pages:
     async def start(self, request: Request) -> bytes:
         if uids := request.args.get(b"uid"):
             return self._see_other(request, cart_url(uids[0].decode("utf-8", "replace").strip()))
+        visitor, carts = self._visitor(request), []
+        if visitor.lists:
+            await self._recovered()
+            query = CartQuery(limit=ON_THE_START_PAGE)
+            carts = (await self._lists.page(viewer_of(request), query)).carts
+        return await self._answer(request, 200, start_page(visitor, carts, self._time()), visitor)
+
+    @variants.route(CARTS, methods=["GET"])
+    async def carts(self, request: Request) -> bytes:
+        given = {name: text(request, name) or "" for name in FILTERS}
+        query = CartQuery(
+            limit=LISTED,
+            status=choice(request, "status", CART_STATUSES) if given["status"] else None,
+            label=given["label"] or None,
+            owner=given["owner"] or None,
+            before=integer(request, "after", 1, MAX_ID),
+        )
+        await self._recovered()
         visitor = self._visitor(request)
-        return await self._answer(request, 200, start_page(visitor, [], self._time()), visitor)
+        found = await self._lists.page(viewer_of(request), query)
+        following = None if found.next is UNSET else CARTS + "?" + found.next.partition("?")[2]
+        asked = {**given, "after": "" if query.before is None else str(query.before)}
+        url = f"{CARTS}?{urlencode({name: value for name, value in asked.items() if value})}"
+        page = carts_page(visitor, found.carts, self._time(), given, url, following)
+        return await self._answer(request, 200, page, visitor)
 
     @variants.route(f"{CARTS}/<uid>", methods=["GET"])
     async def cart(self, request: Request, uid: str) -> bytes:
@@ -179,7 +214,10 @@ class Pages:
             return self._see_other(
                 request, CARTS if fields.get("back") == "list" else cart_url(uid)
             )
-        raise InvalidInput("action: must be delete")
+        if fields.get("action") == "retry":
+            await self._submissions.retry(viewer_of(request), uid)
+            return self._see_other(request, cart_url(uid))
+        raise InvalidInput("action: must be delete or retry")
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> Any:
@@ -217,6 +255,7 @@ class Pages:
             user=None if user is None else user.name,
             auth=self._auth,
             tokens=self._tokens,
+            lists=self._listed if user is None else True,
             # On public paths a client without credentials is not local where others need them.
             admin=user.admin if user is not None else not self._auth and may_administer(request),
             form_token=self._form_tokens.issue(_user_name(request)),

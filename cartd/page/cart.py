@@ -63,13 +63,26 @@ def done(status: Status) -> float:
 
 
 def segments(status: Status) -> list[tuple[str, float, float]]:
-    """Return name, start and width of each part of the bar, in percent."""
-    files, at, found = status.files, 0.0, []
-    counts = {"fetching": files.fetching, "recalling": files.recalling, "failed": files.failed}
+    """Return name, start and width of each part of the bar, in percent.
+
+    The staged part is by bytes and the others are by files: what is not done yet is scaled to fit.
+    """
+    files = status.files
+    shares = {
+        name: 100 * (number or 0) / max(1, files.total)
+        for name, number in (
+            ("fetching", files.fetching),
+            ("recalling", files.recalling),
+            ("failed", files.failed),
+        )
+    }
+    shares["staged"] = done(status)
+    shares["failed"] = min(shares["failed"], 100 - shares["staged"])
+    left = 100 - shares["staged"] - shares["failed"]
+    scale = min(1.0, left / max(left, shares["fetching"] + shares["recalling"], 1e-9))
+    at, found = 0.0, []
     for name in SEGMENTS:
-        number = counts.get(name, UNSET)
-        share = done(status) if name == "staged" else 100 * (number or 0) / max(1, files.total)
-        width = min(share, 100 - at)
+        width = shares[name] * (scale if name in ("fetching", "recalling") else 1)
         found.append((name, round(at, 2), round(width, 2)))
         at += width
     return found

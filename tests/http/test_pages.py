@@ -49,7 +49,8 @@ def test_programs_get_json(site: CartSite, path: str, accept: str) -> None:
 @pytest.mark.parametrize(
     ("path", "code"),
     [("/", 200), ("/-/carts/ready", 200), ("/-/carts/bad", 200), ("/-/carts/none", 404),
-     ("/bad", 500), ("/none", 404), ("/-/admin", 200), ("/-/carts/%00", 404), ("/%00", 404)],
+     ("/bad", 500), ("/none", 404), ("/-/admin", 200), ("/-/carts", 403),
+     ("/-/carts/%00", 404), ("/%00", 404)],
 )  # fmt: skip
 def test_a_browser_gets_a_page_with_the_status_of_the_program(
     site: CartSite, path: str, code: int
@@ -74,6 +75,23 @@ def test_a_ready_cart_is_the_tar_for_browsers_too(site: CartSite) -> None:
     assert {**answers[0].headers, **own} == {**answers[1].headers, **own}
 
 
+def test_the_list_is_filtered_and_continues(tmp_path: Path) -> None:
+    with cart_site(tmp_path, ini="[page]\nlist = on\n") as listed:
+        for number in range(52):
+            label = "odd" if number % 2 else "even"
+            listed.cartd.post(f"cart-{number}", manifest([], labels=[label]))
+        first = browse(listed, "/-/carts").body.decode()
+        assert "cart-51" in first and "cart-1<" not in first
+        following = re.search(r'href="(/-/carts\?[^"]*after[^"]*)"', first)
+        assert following
+        rest = browse(listed, following[1].replace("&amp;", "&")).body.decode()
+        assert "cart-1<" in rest and "cart-0<" in rest and "cart-51" not in rest
+        odd = browse(listed, "/-/carts?status=&label=odd&owner=").body.decode()
+        assert "cart-51" in odd and "cart-50" not in odd
+        assert "cart-51" in browse(listed, "/").body.decode()
+        assert browse(listed, "/-/carts?status=none").status == 400
+
+
 def test_the_service_is_shown_to_administrators_only(tmp_path: Path) -> None:
     tokens = TokenFile(tmp_path / "tokens")
     user, admin = tokens.add("alice", admin=False), tokens.add("root", admin=True)
@@ -93,7 +111,7 @@ def test_a_browser_that_is_not_authenticated_gets_a_page(tmp_path: Path) -> None
     tokens = TokenFile(tmp_path / "tokens")
     tokens.add("alice", admin=False)
     with cart_site(tmp_path / "site", ini=f"[auth]\ntoken_file = {tokens.path}\n") as guarded:
-        for path in ("/mine", "/-/admin"):
+        for path in ("/-/carts", "/mine", "/-/admin"):
             answer = browse(guarded, path)
             assert answer.status == 401 and is_page(answer)
             assert "Basic" in answer.headers["www-authenticate"]
@@ -199,6 +217,15 @@ def test_an_unknown_action_is_rejected(site: CartSite) -> None:
 def test_any_other_form_is_rejected(site: CartSite, body: bytes) -> None:
     assert site.cartd.request("POST", "/-/carts/ready/form", body).status == 400
     assert site.cartd.get("/-/carts/ready").status == 200
+
+
+def test_a_form_retries_a_cart_in_error(site: CartSite) -> None:
+    site.cartd.post("again", manifest([entry("comes-later", "a", b"data")]))
+    site.cartd.wait_until("again", "error")
+    site.archive.put("comes-later", b"data")
+    answer = send_form(site, "again", action="retry")
+    assert (answer.status, answer.headers["location"]) == (303, "/-/carts/again")
+    site.cartd.wait_until("again", "ready")
 
 
 def test_a_form_of_another_site_is_rejected(site: CartSite) -> None:

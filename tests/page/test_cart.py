@@ -184,6 +184,12 @@ def test_the_parts_of_the_bar_fill_at_most_all_of_it(
     assert sum(width for _, _, width in parts) <= 100.05
 
 
+def test_a_failed_file_is_visible_however_much_is_fetched() -> None:
+    files = replace(STAGING.files, total=100, staged=50, fetching=20, recalling=40, failed=1)
+    parts = {name: width for name, _, width in segments(replace(STAGING, files=files))}
+    assert parts == {"staged": 48.4, "fetching": 16.87, "recalling": 33.73, "failed": 1.0}
+
+
 @pytest.mark.parametrize(
     ("status", "percentage"),
     [(STAGING, 48.4), (READY, 100), (replace(READY, progress=UNSET), 100),

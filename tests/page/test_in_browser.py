@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.json import encode
+from msgspec.structs import replace
 from selenium.webdriver.common.keys import Keys
 
 from cartd.auth import TokenFile
+from cartd.page.cart import segments
 from cartd.page.units import size, span
+from tests.page.test_cart import FAILED, READY, STAGING
 from tests.support.browser import DARK, NARROW, Browser, browser
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import entry, manifest
@@ -39,6 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
         tmp_path_factory.mktemp("site"),
         "--tape-delay=2",
         "--tape-rate=2",
+        ini="[page]\nlist = on\n",
     ) as running:
         yield running
 
@@ -52,7 +57,7 @@ def assert_all_is_well(page: Browser, site: CartSite) -> None:
 def test_a_cart_is_followed_until_its_tar_is_downloaded_and_unpacked(
     page: Browser, site: CartSite
 ) -> None:
-    site.cartd.post("tapes", site.manifest(FILES))
+    site.cartd.post("tapes", site.manifest(FILES, name="Tomography", labels=["night-2"]))
     page.open(f"{site.cartd.url}/tapes")
     page.driver.execute_script("window.notReloaded = true")
     assert page.attribute("button.download", "disabled") == ""
@@ -67,17 +72,17 @@ def test_a_cart_is_followed_until_its_tar_is_downloaded_and_unpacked(
     page.review("staging")
     page.wait_for("the cart is ready", lambda: page.all("a.download"))
     assert page.driver.execute_script("return window.notReloaded")
-    assert page.driver.title.startswith("Ready \u00b7 tapes")
+    assert page.driver.title.startswith("Ready \u00b7 Tomography")
     assert "100 %" in page.text("[data-field=percent]")
     page.review("ready")
 
     page.one("a.download").click()
-    tar = page.downloads / "tapes.tar"
+    tar = page.downloads / "Tomography.tar"
     page.wait_for("the download", tar.exists)
     with tarfile.open(tar) as opened:
         members = {m.name: opened.extractfile(m) for m in opened.getmembers() if m.isfile()}
         found = {name: file.read() for name, file in members.items() if file is not None}
-    assert found == {f"tapes/{path}": data for path, data in FILES.items()}
+    assert found == {f"Tomography/{path}": data for path, data in FILES.items()}
     assert_all_is_well(page, site)
 
 
@@ -89,6 +94,11 @@ def test_a_failed_file_is_shown_and_retried(page: Browser, site: CartSite) -> No
     assert page.driver.title.startswith("Failed \u00b7 failed")
     assert "1 file failed" in page.text() and "a/later.txt" in page.text("table")
     page.review("failed")
+
+    site.archive.put("later", data)
+    page.one("form button:not(.danger)").click()
+    page.wait_for("the cart is ready", lambda: page.all("a.download"))
+    assert_all_is_well(page, site)
 
 
 def test_a_cart_is_found_and_deleted_with_the_keyboard_only(page: Browser, site: CartSite) -> None:
@@ -110,10 +120,12 @@ def test_a_cart_is_found_and_deleted_with_the_keyboard_only(page: Browser, site:
 
 
 def test_start_page_list_and_service_are_readable(page: Browser, site: CartSite) -> None:
-    site.stage("listed", {"a": b"x"})
-    for path, name in (("/", "start"), ("/-/admin", "service")):
+    site.stage("listed", {"a": b"x"}, labels=["night-2"])
+    for path, name in (("/", "start"), ("/-/carts", "list"), ("/-/admin", "service")):
         page.open(site.cartd.url + path)
         page.review(name)
+    page.open(f"{site.cartd.url}/-/carts?label=night-2")
+    assert "listed" in page.text("table")
     assert_all_is_well(page, site)
 
 
@@ -152,12 +164,14 @@ def test_a_user_signs_in_with_a_token_and_sees_own_carts_only(
         assert "alice" in page.text("nav")
         page.open(f"{site.cartd.url}/-/carts/of-bob")
         page.wait_for_text("Not here", "h1")
+        page.open(f"{site.cartd.url}/-/carts")
+        assert "of-alice" in page.text() and "of-bob" not in page.text()
         page.open(f"{site.cartd.url}/-/admin")
         assert "did not work" in page.text("h1")
         assert_all_is_well(page, site)
 
 
-def test_script_and_service_word_numbers_alike(page: Browser, site: CartSite) -> None:
+def test_script_and_service_word_and_draw_alike(page: Browser, site: CartSite) -> None:
     page.open(site.cartd.url)
     sizes = [
         0,
@@ -182,3 +196,12 @@ def test_script_and_service_word_numbers_alike(page: Browser, site: CartSite) ->
         spans,
     )
     assert worded == [[size(one) for one in sizes], [span(*one) for one in spans]]
+    crowded = replace(STAGING.files, total=100, staged=50, fetching=20, recalling=40, failed=1)
+    for status in (STAGING, READY, FAILED, replace(STAGING, files=crowded)):
+        drawn = page.driver.execute_async_script(
+            "const [url, doc, done] = arguments;"
+            "import(url).then((m) => done(m.segments(JSON.parse(doc))))",
+            f"{site.cartd.url}/-/static/page.js",
+            encode(status).decode(),
+        )
+        assert drawn == [list(one) for one in segments(status)]

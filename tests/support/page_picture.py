@@ -36,7 +36,7 @@ def main() -> int:
     with TemporaryDirectory() as directory:
         root = Path(directory)
         with (
-            cart_site(root, "--tape-delay=2", "--tape-rate=4") as site,
+            cart_site(root, "--tape-delay=2", "--tape-rate=3") as site,
             browser(root) as page,
         ):
             site.cartd.post("sample-14", _manifest(site))

@@ -31,6 +31,19 @@ export const done = (doc) =>
   doc.progress ?? (["complete", "partial"].includes(doc.outcome) ? 100
     : (100 * doc.files.staged) / Math.max(1, doc.files.total));
 
+// The staged part is by bytes and the others are by files: what is not done yet is scaled to fit.
+export function segments(doc) {
+  const share = (name) => (100 * (doc.files[name] ?? 0)) / Math.max(1, doc.files.total);
+  const staged = done(doc), failed = Math.min(share("failed"), 100 - staged), left = 100 - staged - failed;
+  const scale = Math.min(1, left / Math.max(left, share("fetching") + share("recalling"), 1e-9));
+  const widths = { staged, fetching: share("fetching") * scale, recalling: share("recalling") * scale, failed };
+  let at = 0;
+  return Object.entries(widths).map(([name, width]) => {
+    at += width;
+    return [name, Math.round(100 * (at - width)) / 100, Math.round(100 * width) / 100];
+  });
+}
+
 function showTimes(root) {
   const local = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   for (const time of $$("time", root)) {
@@ -92,13 +105,10 @@ export function show(doc) {
     item.hidden = !value;
   }
   const bar = $(".bar");
-  let at = 0;
-  for (const name of ["staged", "fetching", "recalling", "failed"]) {
-    const share = name === "staged" ? part : (100 * (files[name] ?? 0)) / Math.max(1, files.total);
-    const width = Math.min(share, 100 - at), rect = $(`rect.${name}`, bar);
-    rect.setAttribute("x", `${at}%`);
+  for (const [name, start, width] of segments(doc)) {
+    const rect = $(`rect.${name}`, bar);
+    rect.setAttribute("x", `${start}%`);
     rect.setAttribute("width", `${width}%`);
-    at += width;
   }
   bar.setAttribute("aria-valuenow", Math.floor(part));
   bar.setAttribute("aria-valuetext", `${whole}, ${state}`);
