@@ -40,6 +40,7 @@ class Problem(StrEnum):
     NOT_FOUND = "not-found"
     NOT_READY = "not-ready"
     CART_FAILED = "cart-failed"
+    CONFLICT = "conflict"
     PRECONDITION_FAILED = "precondition-failed"
     RANGE_NOT_SATISFIABLE = "range-not-satisfiable"
     LIMIT_EXCEEDED = "limit-exceeded"
@@ -150,7 +151,7 @@ class Conflict(CartdError):
     """The cart is not in the state that the request is for (RFC 9110, section 15.5.10)."""
 
     code = 409
-    problem = Problem.INVALID_REQUEST
+    problem = Problem.CONFLICT
 
 
 class PreconditionFailed(CartdError):

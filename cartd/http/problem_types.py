@@ -93,6 +93,12 @@ PROBLEM_TYPES: dict[Problem, ProblemType] = {
         "Remove the cause, then post the manifest again or retry the cart: only files that are not"
         " on the volume are fetched.",
     ),
+    Problem.CONFLICT: ProblemType(
+        "The cart is in another state",
+        "The request is only for carts in a certain state, for example in error, and this cart is"
+        " in another one. Nothing was changed.",
+        "Get the status of the cart, and decide again.",
+    ),
     Problem.PRECONDITION_FAILED: ProblemType(
         "A condition of the request does not hold",
         "The cart is not in the state that `If-Match`, `If-None-Match` or `If-Unmodified-Since`"

@@ -29,6 +29,7 @@ _BY_STATUS = {
     401: Problem.UNAUTHENTICATED,
     403: Problem.FORBIDDEN,
     404: Problem.NOT_FOUND,
+    409: Problem.CONFLICT,
     412: Problem.PRECONDITION_FAILED,
     416: Problem.RANGE_NOT_SATISFIABLE,
     421: Problem.UNKNOWN_HOST,

@@ -137,6 +137,33 @@ def test_old_routes_send_problems_on_request(
     }
 
 
+def test_file_cart_and_response_have_one_vocabulary(site: CartSite) -> None:
+    name = "file-not-in-archive"
+    document = ask(site.port, request("GET", "/-/carts/failed")).json
+    assert document["problem"] == name
+    assert [one["problem"] for one in document["failed"]["first"]] == [name]
+    [listed] = ask(site.port, request("GET", "/-/carts/failed/files?status=error")).json["files"]
+    assert listed["problem"] == name
+    said = ask(site.port, request("GET", "/failed", ASKED)).json
+    assert said["cause"] == f"/-/problems/{name}"
+
+
+def test_all_faults_of_a_manifest_are_told(site: CartSite) -> None:
+    posted = manifest([entry("", "a", b""), entry("1", "..", b""), entry("2", "b", b"")])
+    sent = request("POST", "/u", ASKED, f"Content-Length: {len(posted)}") + posted
+    said = assert_problem(ask(site.port, sent), 400, "invalid-manifest", cart="u")
+    assert said["detail"] == "fileids[1].path: must not contain '..'"
+    assert said["errors"] == [
+        {"pointer": "#/fileids/1/path", "detail": "must not contain '..'"},
+        {"pointer": "#/fileids/0/id", "detail": "is empty"},
+    ]
+
+
+def test_retry_of_a_cart_that_has_not_failed_is_a_conflict(site: CartSite) -> None:
+    sent = request("POST", "/-/carts/ready/retry", "Content-Length: 0")
+    assert_problem(ask(site.port, sent), 409, "conflict", cart="ready")
+
+
 ACCEPT = {
     "application/problem+json": True,
     "Application/Problem+JSON": True,
