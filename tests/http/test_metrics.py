@@ -113,6 +113,41 @@ def test_linked_and_failed_files_are_counted(site: CartSite) -> None:
     assert changes.of("cartd_carts_finished_total", outcome="failed") == 1
 
 
+def test_recall_from_tape_is_counted(tmp_path: Path) -> None:
+    with cart_site(tmp_path, "--tape-delay=1") as site:
+        changes = Changes(site.cartd)
+        site.stage("u", {"a": b"x", "b": b"y"})
+        assert changes.of("cartd_tape_recall_seconds_count") == 2
+        assert changes.of("cartd_tape_recall_seconds_sum") >= 1
+        assert changes.of("cartd_archive_request_seconds_count", method="POST") == 2
+
+
+def test_eviction_is_counted(tmp_path: Path) -> None:
+    ini = "[cartd]\nvolume_quota = 30000\n"
+    with cart_site(tmp_path, ini=ini) as site:
+        site.stage("old", {"a": bytes(20_000)})
+        changes = Changes(site.cartd)
+        site.stage("new", {"b": bytes(20_000)})
+        assert changes.of("cartd_evictions_total") == 1
+        assert changes.of("cartd_evicted_bytes_total") == 20_000
+        assert changes.of("cartd_eviction_age_seconds_count") == 1
+        assert samples(site.cartd)[("cartd_volume_quota_bytes", ())] == 30_000
+
+
+def test_verified_files_are_counted(tmp_path: Path) -> None:
+    with cart_site(tmp_path, ini="[cartd]\nscrub_interval = 0.1\n") as site:
+        site.stage("u", {"a": b"aaaa", "b": b"bbbb"})
+        intact = ("cartd_verified_files_total", (("result", "intact"),))
+        wait_for(lambda: samples(site.cartd)[intact] >= 2)
+        changes = Changes(site.cartd)
+        [tree] = site.on_volume("u")
+        (tree / "a").chmod(0o600)
+        (tree / "a").write_bytes(b"bad!")
+        wait_for(lambda: changes.of("cartd_verified_files_total", result="damaged") >= 1)
+        # Only this file is fetched again.
+        wait_for(lambda: changes.of("cartd_files_staged_total", way="fetched") == 1)
+
+
 def test_unknown_method_is_no_label(site: CartSite) -> None:
     changes = Changes(site.cartd)
     assert site.cartd.request("BREW", "/pot").status == 405

@@ -16,10 +16,12 @@ from cartd.auth import TokenFile
 from cartd.http.monitoring import may_administer
 from cartd.model import User
 from tests.support.cart_site import CartSite, cart_site
+from tests.support.gateways import haproxy_state, running_haproxy
 from tests.support.running_cartd import RunningCartd, running_cartd, wait_for
 
 PROBES = ("/-/healthy", "/-/ready")
 METHODS = ("GET", "HEAD", "OPTIONS")
+DOCS = (Path(__file__).parents[2] / "docs/monitoring.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,29 @@ def test_unmounted_volume_is_not_ready_until_it_is_back(tmp_path: Path) -> None:
         volume.with_name("elsewhere").rename(volume)
         wait_until_ready(site.cartd)
         assert "The service is not ready: volume: not mounted" in site.cartd.log
+
+
+def test_haproxy_follows_the_readiness(tmp_path: Path) -> None:
+    with cart_site(tmp_path) as site:
+        shown = DOCS.split("backend cartd\n")[1].split("```")[0]
+        assert "192.0.2.1:8081 check inter 5s" in shown
+        backend = shown.replace("192.0.2.1:8081", f"127.0.0.1:{site.port}")
+        with running_haproxy(tmp_path, backend.replace("inter 5s", "inter 50ms")) as control:
+
+            def is_up(up: bool) -> bool:
+                return haproxy_state(control)["one"]["status"] == ("UP" if up else "DOWN")
+
+            wait_until_ready(site.cartd)
+            wait_for(lambda: is_up(True))
+            volume = site.cartd.volume
+            volume.rename(volume.with_name("elsewhere"))
+            volume.mkdir()
+            wait_for(lambda: is_up(False))
+            assert haproxy_state(control)["one"]["check_code"] == "503"
+            volume.rmdir()
+            volume.with_name("elsewhere").rename(volume)
+            wait_for(lambda: is_up(True))
+            assert "/-/ready" not in site.cartd.log
 
 
 def test_with_authentication_probes_are_public_and_health_is_for_admins(tmp_path: Path) -> None:

@@ -123,6 +123,13 @@ def test_a_hanging_disk_fails_after_a_time_and_is_polled_once() -> None:
     assert parts.disk.hanging == 1
 
 
+def test_only_a_poll_that_runs_can_hang() -> None:
+    parts = Parts()
+    Deferred.fromCoroutine(parts.health.stop())
+    parts.clock.advance(10 * VOLUME_TIMEOUT)
+    assert parts.health.is_ready
+
+
 def test_polling_ends_although_the_disk_hangs() -> None:
     parts = Parts()
     parts.disk.answer = None
