@@ -129,17 +129,35 @@ def test_start_page_list_and_service_are_readable(page: Browser, site: CartSite)
     assert_all_is_well(page, site)
 
 
+@pytest.fixture(scope="module")
+def without_events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CartSite]:
+    directory, ini = tmp_path_factory.mktemp("polled"), "[server]\nmax_event_streams = 0\n"
+    with cart_site(directory, "--tape-delay=2", ini=ini) as running:
+        yield running
+
+
 def test_without_script_the_page_is_complete_and_loads_itself_again(
-    page: Browser, tmp_path: Path
+    page: Browser, without_events: CartSite
 ) -> None:
-    with cart_site(tmp_path, "--tape-delay=3") as site:
-        page.emulate(NARROW, DARK, script=False)
-        site.cartd.post("plain", site.manifest(FILES))
-        page.open(f"{site.cartd.url}/plain")
-        assert page.text("h1") == "plain" and not page.all("a.download")
-        page.screenshot("without-script")
-        page.wait_for("the cart is ready", lambda: page.all("a.download"))
-        page.emulate()
+    site = without_events
+    page.emulate(NARROW, DARK, script=False)
+    site.cartd.post("plain", site.manifest(FILES))
+    page.open(f"{site.cartd.url}/plain")
+    assert page.one("h1").text == "plain" and not page.all("a.download")
+    page.screenshot("without-script")
+    page.wait_for("the cart is ready", lambda: page.all("a.download"))
+    # Its address is no longer that of the tar, which a browser would download.
+    assert page.driver.current_url == f"{site.cartd.url}/-/carts/plain"
+
+
+def test_where_there_are_no_events_the_page_polls(page: Browser, without_events: CartSite) -> None:
+    site = without_events
+    site.cartd.post("polled", site.manifest(FILES))
+    page.open(f"{site.cartd.url}/polled")
+    page.driver.execute_script("window.notReloaded = true")
+    page.wait_for("the cart is ready", lambda: page.all("a.download"))
+    assert page.driver.execute_script("return window.notReloaded")
+    assert_all_is_well(page, site)
 
 
 def test_a_user_signs_in_with_a_token_and_sees_own_carts_only(
