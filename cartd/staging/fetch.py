@@ -139,7 +139,7 @@ class FileFetcher:
         self._transfers: set[IncomingFile] = set()
         """The files being transferred.  The archive's client aborts slow transfers."""
         self._fetching = False
-        self._done_files = self._done_size = 0
+        self._base_size = self._done_files = self._done_size = 0
         self._left_files = self._left_size = 0
         """What is to be fetched: available files that are neither here nor have failed."""
         self._tape = TapeRecall(
@@ -168,6 +168,7 @@ class FileFetcher:
             return None
         return Sample(
             owner=self._cart.owner,
+            base_size=self._base_size,
             done_size=self._done_size,
             done_files=self._done_files,
             left_size=self._left_size,
@@ -188,8 +189,11 @@ class FileFetcher:
 
     # File states
 
-    async def query_states(self) -> int:
-        """Query the state of every unstaged file; return the total size of the available ones."""
+    async def query_states(self, base_size: int) -> int:
+        """Query the state of every unstaged file; return the total size of the available ones.
+
+        ``base_size`` is that of the staged files.
+        """
         cart_id, holder = self._cart.id, self._holder
         states: Batcher[tuple[int, int, int]] = Batcher(
             lambda batch: self._context.store.progress.record_states(cart_id, holder, batch),
@@ -217,6 +221,7 @@ class FileFetcher:
             await states.flush()
         await self._failures.flush()
         self._left_size = total
+        self._base_size = base_size
         return total
 
     @contextmanager

@@ -77,7 +77,8 @@ class StagingPipeline:
         await self._link_duplicates()
         if await self._find_in_place():
             await self._link_duplicates()
-        bytes_total = self._cart.bytes_staged + await self._fetcher.query_states()
+        bytes_staged = self._cart.bytes_staged
+        bytes_total = bytes_staged + await self._fetcher.query_states(bytes_staged)
         if self._sizes_unknown:
             await self._find_in_place()
         await self._reserve(bytes_total)

@@ -195,7 +195,7 @@ class StatusDocuments:
                 else UNSET
             ),
             download=_download(cart, urls.cart),
-            links={"self": url, "files": f"{url}/files", "events": f"{url}/events"},
+            links=_links(cart, urls),
         )
 
     def _pace(self, cart: Cart, details: CartDetails) -> Pace:
@@ -362,7 +362,7 @@ def _progress(cart: Cart, pace: Pace) -> float | UnsetType:
     if cart.status is CartStatus.DELETED or cart.bytes_total is None:
         return UNSET
     if cart.bytes_total:
-        part = (cart.bytes_staged + pace.partial) / cart.bytes_total
+        part = max(cart.bytes_staged, pace.here) / cart.bytes_total
     else:
         part = cart.files_staged / max(cart.files_total, 1)
     return min(int(part * 1000) / 10, MAX_UNFINISHED_PROGRESS)
@@ -404,6 +404,14 @@ def _download(cart: Cart, url: str) -> Download | UnsetType:
         etag=UNSET if tar is None else tar.etag,
         formats=["tar"],
     )
+
+
+def _links(cart: Cart, urls: Urls) -> dict[str, str]:
+    links = {"self": urls.status, "cart": urls.cart}
+    names = ["files", "events", "labels"]
+    if cart.status is CartStatus.ERROR:
+        names.append("retry")
+    return links | {name: f"{urls.status}/{name}" for name in names}
 
 
 def _time(seconds: float) -> datetime:

@@ -46,8 +46,8 @@ class Pace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Unix time of the measurement."""
     fetching: int = 0
     """Files that are being transferred."""
-    partial: int = 0
-    """Their bytes that have been received."""
+    here: int = 0
+    """Bytes of the cart that are here, those of incomplete files included."""
     recalling: int = 0
     """Files on tape."""
     recent: int | None = None
@@ -92,6 +92,8 @@ class Sample:
     """What has been transferred of a cart, and what is left, at one time."""
 
     owner: str | None
+    base_size: int
+    """Bytes that were here before the transfers began."""
     done_size: int
     """Bytes of complete files, since the transfers began."""
     done_files: int
@@ -189,7 +191,7 @@ class PaceMeter:
         pace = Pace(
             at=at,
             fetching=sample.fetching,
-            partial=sample.partial,
+            here=sample.base_size + sample.done_size + sample.partial,
             recalling=sample.recalling,
             recent=None if recent is None else _rounded(recent, 3),
             mean=None if mean is None else _rounded(mean, 3),
@@ -208,7 +210,7 @@ class PaceMeter:
             if tape.low * tape.high > span.low * span.high:
                 basis = Basis.TAPE
             span = Span(max(span.low, tape.low), max(span.high, tape.high))
-        if not 0 < span.high <= MAX_RATIO * span.low:
+        if not 0 < span.high <= max(MAX_RATIO * span.low, MIN_SECONDS):
             return pace
         return structs.replace(
             pace,
@@ -254,7 +256,7 @@ class _Meter:
         return _Mark(
             now,
             sample.done_size + sample.partial,
-            sample.done_files,
+            sample.done_files + _begun(sample),
             self._tape_files - sample.recalling,
         )
 
@@ -303,7 +305,9 @@ class _Meter:
         left = max(sample.left_size - sample.partial, 0)
         times = _times(left, [mark.size for mark in marks], marks)
         if self._last.files - self._first.files >= MIN_FILES:
-            times += _times(sample.left_files, [mark.files for mark in marks], marks)
+            times += _times(
+                sample.left_files - _begun(sample), [mark.files for mark in marks], marks
+            )
         if not times:
             return None
         spread = BASE_SPREAD + 0.7 * _error([mark.size for mark in marks], marks)
@@ -329,6 +333,13 @@ class _Meter:
         places = [place * _FIELDS for place in sorted(chosen)]
         marks = [_Mark(*self._marks[place : place + _FIELDS]) for place in places]
         return marks if marks[-1] == self._last else [*marks, self._last]
+
+
+def _begun(sample: Sample) -> float:
+    """Return how many files the bytes of those in progress amount to."""
+    if not sample.left_size or not sample.left_files:
+        return 0.0
+    return min(sample.partial / (sample.left_size / sample.left_files), sample.fetching)
 
 
 def _rate(first: _Mark, last: _Mark) -> float:

@@ -49,7 +49,7 @@ def recorder(progress: Progress, clock: Clock) -> PaceRecorder:
 
 
 def sample(done: int) -> Sample:
-    return Sample(None, done, done, 1000 - done, 1000 - done, 1, 0, 0)
+    return Sample(None, 0, done, done, 1000 - done, 1000 - done, 1, 0, 0)
 
 
 def record(recorder: PaceRecorder, samples: Mapping[int, Sample | None]) -> None:

@@ -77,7 +77,7 @@ async def test_sizes_are_asked_for_first(store: Store) -> None:
 async def test_pace_gives_rate_estimate_and_transfers_in_progress(store: Store) -> None:
     cart = await sized(store, "u", [600, 400])
     pace = Pace(
-        at=60.0, fetching=1, partial=599, recent=7, mean=5, low=100, high=400, basis=Basis.RATE
+        at=60.0, fetching=1, here=599, recent=7, mean=5, low=100, high=400, basis=Basis.RATE
     )
     await store.progress.record_paces("me", {cart.id: dumped(pace)})
     status = await document(store, cart)
@@ -85,6 +85,15 @@ async def test_pace_gives_rate_estimate_and_transfers_in_progress(store: Store) 
     assert status.eta == Eta(seconds=200, low=100, high=400, basis=Basis.RATE)
     assert (status.files.fetching, status.files.waiting, status.progress) == (1, 1, 59.9)
     assert status.updated.timestamp() == 60.0
+
+
+@pytest_twisted.ensureDeferred
+async def test_progress_never_counts_bytes_twice(store: Store) -> None:
+    cart = await sized(store, "u", [600, 400])
+    pace = Pace(at=60.0, fetching=1, here=599)
+    await store.progress.record_paces("me", {cart.id: dumped(pace)})
+    await store.progress.record_staged(cart.id, "me", [(0, "")], now=12)
+    assert (await document(store, cart)).progress == 60.0
 
 
 @pytest_twisted.ensureDeferred
@@ -195,6 +204,7 @@ async def test_a_failed_cart_lists_its_first_failed_files(store: Store) -> None:
     assert (status.failed.count, status.failed.all) == (11, "/-/carts/u/files?status=failed")
     assert [one.position for one in status.failed.first] == list(range(10))
     assert status.failed.first[0].path == "dir/file0"
+    assert status.links["retry"] == "/-/carts/u/retry"
 
 
 @pytest_twisted.ensureDeferred

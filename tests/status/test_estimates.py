@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import median
 
@@ -89,6 +89,7 @@ class SimulatedCart:
     def sample(self) -> Sample:
         return Sample(
             owner=self.owner,
+            base_size=0,
             done_size=self.done_size,
             done_files=self.done_files,
             left_size=self.left_size,
@@ -228,6 +229,7 @@ def sample(done: int, left: int, **more: int) -> Sample:
     facts = {"fetching": 1, "partial": 0, "recalling": 0, **more}
     return Sample(
         owner=None,
+        base_size=0,
         done_size=done * MB,
         done_files=done,
         left_size=left * MB,
@@ -287,10 +289,10 @@ def test_waiting_for_a_turn_is_no_stall() -> None:
 
 
 def test_bytes_of_transfers_in_progress_count() -> None:
-    one_file = [Sample(None, 0, 0, 1000 * MB, 1, 1, time * MB, 0) for time in range(12)]
+    one_file = [Sample(None, 0, 0, 0, 1000 * MB, 1, 1, time * MB, 0) for time in range(12)]
     last = paces(PaceMeter(), one_file)[-1]
     assert last.low is not None and last.high is not None
-    assert (last.partial, last.recent) == (11 * MB, MB)
+    assert (last.here, last.recent) == (11 * MB, MB)
     assert last.low < 989 < last.high
 
 
@@ -352,5 +354,29 @@ def test_time_that_passes_as_foreseen_is_no_difference() -> None:
 
 
 def test_a_pace_survives_the_store() -> None:
-    pace = Pace(at=1.5, fetching=2, partial=3, recalling=4, recent=5, low=6, high=7)
+    pace = Pace(at=1.5, fetching=2, here=3, recalling=4, recent=5, low=6, high=7)
     assert loaded(dumped(pace)) == pace
+
+
+def test_bytes_that_were_here_before_are_no_progress_of_the_transfers() -> None:
+    resumed = [replace(one, base_size=500 * MB) for one in steady(0, 12)]
+    last = paces(PaceMeter(), resumed)[-1]
+    assert (last.here, last.mean) == (511 * MB, MB)
+
+
+def test_files_in_progress_count_as_their_bytes() -> None:
+    """The last files of a cart, which all end at once, are not extrapolated one by one."""
+    parallel = [
+        Sample(None, 0, 20 * MB * (time > 15), 20 * (time > 15), *left(time), 0)
+        for time in range(30)
+    ]
+    last = paces(PaceMeter(), parallel)[-1]
+    assert last.low is not None and last.high is not None
+    assert last.high < 8
+
+
+def left(time: int) -> tuple[int, int, int, int]:
+    """Twenty files of a megabyte in parallel, then twenty others: size, files, in progress."""
+    size = 40 * MB - 20 * MB * (time > 15)
+    files = 40 - 20 * (time > 15)
+    return size, files, 20, (time % 16) * 20 * MB // 16
