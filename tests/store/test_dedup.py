@@ -30,7 +30,6 @@ from tests.support.stored_carts import (
     gathered,
     linked,
     manifest,
-    posted,
     staged,
     with_status,
 )
@@ -346,7 +345,8 @@ async def test_concurrent_links_and_deletions_do_not_deadlock(store: Store, data
 @pytest_twisted.ensureDeferred
 async def test_staged_files_are_found_by_id_and_hash(store: Store) -> None:
     await staged(store, "there", 3)
-    await posted(store, "waiting", 4)
+    waiting = await claimed(store, "waiting", 4)
+    await store.progress.record_states(waiting.id, "me", [(number, 10, 7) for number in range(4)])
     wanted = [(f"id{number}", "sha1", SHA1) for number in range(5)]
     assert await store.dedup.staged(wanted) == dict.fromkeys(wanted[:3], 10)
     assert ("id0", "sha1", "b" * 40) not in await store.dedup.staged([("id0", "sha1", "b" * 40)])
