@@ -41,6 +41,7 @@ MAX_TEXT = 6000
 
 The journal splits a line at 48 KiB, and a character may take six bytes."""
 
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 _format = "text"
 _supports_multiline = False
 _twistd_options: dict[str, Any] | None = None
@@ -121,12 +122,12 @@ def json_record(level: str, component: str, event: str, fields: Mapping[str, Any
 def dump(fields: Mapping[str, Any]) -> str:
     """Return one line of JSON in printable ASCII.  Lone surrogates are replaced."""
     try:
-        text = json.dumps(fields, separators=(",", ":"), default=str)
+        text = _encode(fields)
     except (TypeError, ValueError):  # keys that are no strings, recursion
         text = json.dumps({"event": repr(fields)})
     if "\\ud" in text:
-        text = json.dumps(_without_surrogates(json.loads(text)), separators=(",", ":"))
-    return text.replace("\x7f", "\\u007f")
+        text = _encode(_without_surrogates(json.loads(text)))
+    return text
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -232,6 +232,15 @@ def test_lines_of_staging_name_the_request_that_posted(site: CartSite) -> None:
     assert all(line.get("uid", "other") == "other" for line in theirs)
 
 
+def test_error_names_the_cart_and_the_request_that_posted_it(site: CartSite) -> None:
+    answer = site.cartd.post("missing", manifest([entry("none", "a", b"")]))
+    site.cartd.wait_until("missing", "error")
+    found = lines_with(site, 3, request_id=answer.headers["x-request-id"])
+    [error] = [line for line in found if "is in error" in line["event"]]
+    assert error["event"].startswith(f"Cart {error['cart']} (missing) is in error: ")
+    assert (error["uid"], error["level"]) == ("missing", "warn")
+
+
 def test_lines_name_the_user(tmp_path: Path, tokens: TokenFile) -> None:
     alice = f"Bearer {tokens.add('alice', admin=False)}"
     root = f"Bearer {tokens.add('root', admin=True)}"
