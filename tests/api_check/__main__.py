@@ -18,7 +18,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args(arguments)
     print(f"checking for {options.minutes:g} minutes, seed {options.seed}", file=sys.stderr)
-    with TemporaryDirectory() as directory, cart_site(Path(directory)) as site:
+    with (
+        TemporaryDirectory() as directory,
+        cart_site(Path(directory), ini="[page]\nlist = on\n") as site,
+    ):
         prepare(site)
         outcome = check(
             site, f"--max-time={max(1, int(options.minutes * 60))}", f"--seed={options.seed}"

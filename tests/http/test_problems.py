@@ -53,6 +53,7 @@ def assert_problem(answer: WireAnswer, status: int, name: str, **members: Any) -
     assert said["type"].endswith(f"/-/problems/{name}")
     assert (said["title"], said["status"]) == (PROBLEM_TYPES[Problem(name)].title, status)
     assert said["detail"]
+    assert said["instance"] == f"urn:request:{answer.headers['x-request-id']}"
     assert {key: said.get(key) for key in members} == members
     return said
 
