@@ -86,7 +86,7 @@ def test_only_options_accepts_the_asterisk_target(site: CartSite) -> None:
         assert_refused(site, method, "*", 400)
     answer = answer_to(site, b"OPTIONS *" + END + b"\r\n")
     assert (answer.status, answer.body) == (204, b"")
-    assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, POST"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, POST, PUT"
 
 
 @pytest.mark.parametrize("target", NO_ROUTE)
