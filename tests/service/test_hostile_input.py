@@ -144,7 +144,7 @@ def test_filename_cannot_inject_headers(site: CartSite, name: str) -> None:
         "accept-ranges", "etag", "last-modified", "cache-control",
         "x-pacifica-status", "x-pacifica-message", "x-pacifica-files-total",
         "x-pacifica-files-staged", "x-pacifica-bytes-total", "x-pacifica-bytes-staged",
-        "x-pacifica-tar-length", "x-pacifica-phase",
+        "x-pacifica-tar-length", "x-pacifica-phase", "x-request-id",
     }  # fmt: skip
     disposition = answer.headers["content-disposition"]
     assert disposition.startswith("attachment; filename")
