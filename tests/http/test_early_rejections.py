@@ -102,7 +102,7 @@ def test_request_without_body_gets_no_100_continue(site: CartSite) -> None:
 
 ALLOWED = {
     "/": "GET, HEAD, OPTIONS",
-    "*": "DELETE, GET, HEAD, OPTIONS, POST",
+    "*": "DELETE, GET, HEAD, OPTIONS, POST, PUT",
     "/a-cart": "DELETE, GET, HEAD, OPTIONS, POST",
     "/.bad": "DELETE, GET, HEAD, OPTIONS, POST",
     "/-/openapi.json": "GET, HEAD, OPTIONS",

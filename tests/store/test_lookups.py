@@ -36,15 +36,11 @@ class Queries:
                 "ready",
                 *[date_of(0)] * 3,
                 "",
-                False,
+                None,
                 False,
                 None,
-                0,
-                0,
-                0,
-                0,
-                0,
-                *[None] * 7,
+                *[0] * 6,
+                *[None] * 10,
             )
             for uid, cart_id in self.existing.items()
             if uid in uids
