@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 
 from twisted.internet.interfaces import IReactorTime
@@ -36,12 +37,14 @@ class Notifier:
     def from_environment(cls, environ: Mapping[str, str]) -> Notifier | None:
         """Return the one for ``NOTIFY_SOCKET``; None without a service manager."""
         address = environ.get("NOTIFY_SOCKET", "")
-        if not address.startswith(("/", "@")) or not hasattr(socket, "AF_UNIX"):
+        if sys.platform == "win32" or not address.startswith(("/", "@")):
             return None
         return cls(address)
 
     def send(self, *assignments: str) -> bool:
         """Send assignments such as ``READY=1``; return whether the manager got them."""
+        if sys.platform == "win32":
+            return False
         message = "\n".join(assignments).encode()
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
