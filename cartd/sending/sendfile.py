@@ -85,10 +85,17 @@ class DownloadSender:
         self._counted[request] = sent
 
     def _count_end(self, result: T, request: Any) -> T:
+        if isinstance(result, Failure) and result.check(ClientDisconnected):
+            # It may have all bytes, of which a thread has sent the last.
+            request.wait_sent().addCallback(lambda _: self._count_outcome(result, request))
+        else:
+            self._count_outcome(result, request)
+        return result
+
+    def _count_outcome(self, result: object, request: Any) -> None:
         self._count_sent(request)
         del self._counted[request]
         self._metrics.downloads_ended.labels(_outcome(result, request)).inc()
-        return result
 
     def send(self, reader: SendingReader, request: Any) -> Deferred[None]:
         """As :meth:`cartd.sending.sender.BaseSender.start`; ``request`` is a ``LimitedRequest``."""
@@ -140,11 +147,17 @@ class DownloadSender:
 
 def _outcome(result: object, request: Any) -> str:
     """Return one of ``cartd.metrics.DOWNLOAD_OUTCOMES``."""
-    if not isinstance(result, Failure):
+    if not isinstance(result, Failure) or _is_complete(request):
         return "range" if request.code == HTTPStatus.PARTIAL_CONTENT else "complete"
     if result.check(ClientDisconnected):
         return "disconnected"
     return "damaged" if result.check(VolumeDamaged) else "failed"
+
+
+def _is_complete(request: Any) -> bool:
+    """Whether the whole body was sent, although the client disconnected before that was known."""
+    length: list[bytes] = request.responseHeaders.getRawHeaders(b"content-length", [])
+    return length == [b"%d" % request.bytes_sent]
 
 
 class SendableRequest(Protocol):

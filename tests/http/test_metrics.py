@@ -97,6 +97,23 @@ def test_staging_and_a_download_are_counted(site: CartSite) -> None:
     assert changes.of("cartd_store_seconds_count", kind="write") >= 3
 
 
+def test_a_download_is_complete_if_the_client_has_all_bytes(site: CartSite) -> None:
+    """It closes the connection at once, mostly before the service knows what was sent."""
+    cartd = site.cartd
+    cartd.post("whole", site.manifest({"a": b"x" * 3_000_000}))
+    cartd.wait_until("whole", "ready")
+    changes, count = Changes(cartd), 100
+    for _ in range(count):
+        cartd.download("whole")
+
+    def ended() -> float:
+        outcomes = ("complete", "disconnected", "failed")
+        return sum(changes.of("cartd_downloads_total", outcome=outcome) for outcome in outcomes)
+
+    wait_for(lambda: ended() == count)
+    assert changes.of("cartd_downloads_total", outcome="complete") == count
+
+
 def test_linked_and_failed_files_are_counted(site: CartSite) -> None:
     cartd = site.cartd
     listed = site.manifest({"a": b"linked"})
