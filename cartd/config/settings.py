@@ -569,7 +569,7 @@ class Config:
         parse=parsers.boolean,
         unit="on or off",
         description=(
-            "Whether carts are listed although [auth] is off; then everybody learns all uids."
+            "Whether carts are listed although [auth] is off; then all clients learn all uids."
         ),
     )
 

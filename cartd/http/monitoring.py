@@ -25,7 +25,7 @@ READY_PATH = "/-/ready"
 HEALTH_PATH = "/-/health"
 METRICS_PATH = "/-/metrics"
 PROBE_METHODS = ["GET", "OPTIONS"]
-"""Beside HEAD, which Klein adds.  HAProxy probes with OPTIONS unless it is told otherwise."""
+"""Beside HEAD, which Klein adds.  HAProxy probes with OPTIONS by default."""
 
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 """Headers that proxies add."""

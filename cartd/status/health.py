@@ -1,7 +1,7 @@
 """The health of the service: checks with a level each, and whether it is ready for requests.
 
-Strategy: what nobody but this process can fix or hide (the volume is not mounted, the recovery has
-not ended, the service stops) fails, so that a proxy sends requests elsewhere.  What every process
+Strategy: a fault of this process alone (the volume is not mounted, the recovery has not ended, the
+service stops) fails, so that a proxy sends requests elsewhere.  What every process
 of a site shares (the database, the archive) only warns: a failure would take all of them out of the
 proxy at once, and cartd's own 503 with Retry-After is a better answer than none.
 
@@ -282,7 +282,7 @@ class Health:
         return found
 
     async def _evaluate(self) -> None:
-        """Notice changes although nobody asks."""
+        """Log changes of readiness between two requests for it."""
         self.readiness()
 
     def _log(self, readiness: Readiness) -> None:
