@@ -66,9 +66,7 @@ class Monitoring:
     def __init__(
         self, health: Health, exposition: Exposition | None, *, open_to_all: bool = False
     ) -> None:
-        """``exposition``: None if there are no metrics at this address; ``open_to_all``: everybody
-        may read them.
-        """
+        """``exposition``: None if there are no metrics here; ``open_to_all``: for all clients."""
         self._health = health
         self._exposition = exposition
         self._open_to_all = open_to_all

@@ -88,7 +88,7 @@ def _as_html(problem: Problem) -> str:
         f"<h1>{_marked_up(about.title)}</h1>\n<p><code>{problem}</code></p>\n"
         f"<p>{_marked_up(about.meaning)}</p>\n"
         f"<p><strong>What to do:</strong> {_marked_up(about.remedy)}</p>\n"
-        "<p><a href='../problems'>All problems</a></p>\n"
+        f"<p><a href='{PROBLEMS}'>All problems</a></p>\n"
     )
 
 
@@ -102,7 +102,7 @@ def _list_as_text() -> str:
 
 def _list_as_html() -> str:
     lines = (
-        f"<li><a href='{PROBLEMS.rpartition('/')[2]}/{name}'>{_marked_up(about.title)}</a></li>\n"
+        f"<li><a href='{PROBLEMS}/{name}'>{_marked_up(about.title)}</a></li>\n"
         for name, about in PROBLEM_TYPES.items()
     )
     return f"<h1>Problems</h1>\n<ul>\n{''.join(lines)}</ul>\n"

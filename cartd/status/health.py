@@ -52,7 +52,7 @@ class Finding:
 
     level: Level
     reason: str = ""
-    """For everybody, in a few words; empty if the check passes."""
+    """For all clients, in a few words; empty if the check passes."""
     detail: str = ""
     """For administrators, as a sentence."""
 
@@ -207,7 +207,7 @@ class HealthDocument(Struct, frozen=True, kw_only=True):
 
 
 class Readiness(Struct, frozen=True, kw_only=True):
-    """Whether to send requests to this process, for everybody."""
+    """Whether to send requests to this process, for all clients."""
 
     status: Level
     reasons: dict[str, str]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import jsonschema_rs
 import pytest
@@ -330,6 +332,14 @@ def test_all_types_are_listed(site: CartSite) -> None:
     for accept in ("*/*", "text/html"):
         body = ask(site.port, request("GET", "/-/problems", f"Accept: {accept}")).body.decode()
         assert all(name in body and about.title in body for name, about in PROBLEM_TYPES.items())
+
+
+@pytest.mark.parametrize("path", ["/-/problems", "/-/problems/", "/-/problems/no-space"])
+def test_links_lead_to_pages(site: CartSite, path: str) -> None:
+    page = ask(site.port, request("GET", path, "Accept: text/html")).body.decode()
+    links = {urljoin(path, link) for link in re.findall("href='([^']*)'", page)}
+    assert links
+    assert all(ask(site.port, request("GET", link)).status == 200 for link in links)
 
 
 def test_page_is_not_sent_again(site: CartSite) -> None:
