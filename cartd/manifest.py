@@ -1,7 +1,8 @@
 """Parses a posted manifest: from bytes to normalised entries, or an error that names the entry.
 
 The format is Pacifica Cartd's, ``{"fileids": [{"id", "path", "hashtype", "hashsum"}], "bundle"}``,
-with ``name`` and ``labels``, which are texts for people; as in its schema, other keys are ignored.
+with ``name`` and ``labels``, which are texts for people, ``format``, ``on_error`` and
+``max_failed``; as in its schema, other keys are ignored.
 
 Strategy: a manifest may have millions of entries and is parsed in a thread beside the reactor, so
 this must be fast, and must never hold the interpreter's lock for long.  The entries are counted
@@ -34,7 +35,7 @@ import msgspec
 
 from cartd.checksum import digest_size
 from cartd.errors import Fault, InvalidInput, InvalidManifest, TooLarge
-from cartd.model import MAX_LABEL, MAX_LABELS, MAX_NAME, short_text_fault
+from cartd.model import MAX_LABEL, MAX_LABELS, MAX_NAME, CartFormat, short_text_fault
 
 ID_LIMIT = 1024
 """Maximum bytes of an archive id."""
@@ -53,6 +54,8 @@ _SORTED_AT_ONCE = 4096
 _BLOCK = 1 << 20
 """Bytes of the body that are processed by one call."""
 _BOM = b"\xef\xbb\xbf"
+_PERCENTAGE = re.compile("(100|[1-9]?[0-9])%")
+_MAX_FAILED = 'must be a whole number of files, or a percentage from "0%" to "100%"'
 _DROPPED = frozenset({"", "."})
 _DOTS = frozenset({".", ".."})
 
@@ -77,10 +80,13 @@ class Manifest:
     bundle: bool | None
     """Whether a tar is to be written; none if the client sent no value."""
     fingerprint: str
-    """SHA-256, hex, of the normalised entries in their order and of ``bundle``."""
+    """SHA-256, hex, of the normalised entries in their order and of what the cart shall be."""
     name: str | None = field(default=None, compare=False)
     """The cart's name for people."""
     labels: tuple[str, ...] = field(default=(), compare=False)
+    format: CartFormat = CartFormat.TAR
+    max_failed: int | None = None
+    """How many files may fail while the others become ready; none if the cart fails then."""
 
 
 class _Posted(msgspec.Struct):
@@ -88,6 +94,9 @@ class _Posted(msgspec.Struct):
     bundle: bool | None = None
     name: str | None = None
     labels: list[str] = []
+    format: str = "tar"
+    on_error: str = "fail"
+    max_failed: int | str | None = None
 
 
 class _PostedLabels(msgspec.Struct):
@@ -145,6 +154,8 @@ def parse(
     labels = _labels(posted.labels)
     if posted.name is not None and (wrong := short_text_fault(posted.name, MAX_NAME)):
         raise _invalid(f"name: {wrong}")
+    format_ = _format(posted.format)
+    max_failed = _max_failed(posted.on_error, posted.max_failed, len(posted.fileids))
     entries = _Entries()
     all_paths = PathSet()
     digest = hashlib.sha256(_lines.encode(posted.bundle) + b"\n")
@@ -164,7 +175,11 @@ def parse(
         entries.add(lines, len(normal))
     _check_paths(entries, all_paths)
     all_paths.clear()
-    return Manifest(entries, posted.bundle, digest.hexdigest(), posted.name, labels)
+    if format_ is not CartFormat.TAR or max_failed is not None:
+        digest.update(_lines.encode((format_, max_failed)))
+    return Manifest(
+        entries, posted.bundle, digest.hexdigest(), posted.name, labels, format_, max_failed
+    )
 
 
 def parse_labels(body: bytes) -> tuple[str, ...]:
@@ -185,6 +200,32 @@ def _labels(posted: Sequence[str]) -> tuple[str, ...]:
         if wrong := short_text_fault(label, MAX_LABEL):
             raise _invalid(f"labels[{position}]: {wrong}")
     return tuple(dict.fromkeys(posted))
+
+
+def _format(posted: str) -> CartFormat:
+    try:
+        return CartFormat(posted)
+    except ValueError:
+        raise _invalid('format: must be "tar" or "bag"') from None
+
+
+def _max_failed(on_error: str, posted: int | str | None, files: int) -> int | None:
+    """Return how many of the files may fail; None if none may."""
+    if on_error not in ("fail", "partial"):
+        raise _invalid('on_error: must be "fail" or "partial"')
+    if on_error == "fail":
+        if posted is not None:
+            raise _invalid('max_failed: needs "on_error": "partial"')
+        return None
+    if posted is None:
+        return files
+    if isinstance(posted, str):
+        if _PERCENTAGE.fullmatch(posted) is None:
+            raise _invalid(f"max_failed: {_MAX_FAILED}")
+        return files * int(posted[:-1]) // 100
+    if posted < 0:
+        raise _invalid(f"max_failed: {_MAX_FAILED}")
+    return min(posted, files)
 
 
 def _decode(body: bytes) -> _Posted:

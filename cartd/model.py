@@ -24,6 +24,15 @@ class CartStatus(StrEnum):
     DELETED = "deleted"
 
 
+class CartFormat(StrEnum):
+    """What a cart is sent as, and stored as if it is bundled."""
+
+    TAR = "tar"
+    """A tar of its files."""
+    BAG = "bag"
+    """A tar of a bag of its files (BagIt 1.0, RFC 8493)."""
+
+
 class FileStatus(StrEnum):
     """The status of a file of a cart."""
 
@@ -191,6 +200,11 @@ class Cart:
     """How many of its files were on tape when last recorded; none if none were."""
     waits_since: float | None = None
     tape_since: float | None = None
+    format: CartFormat = CartFormat.TAR
+    """What clients get that request no format."""
+    max_failed: int | None = None
+    """How many of its files may fail while the others become ready; none if the cart fails then."""
+    files_failed: int = 0
     tar: TarFacts | None = None
     """The tar when the cart was last made ready; none if Pacifica Cartd made it ready."""
 
@@ -198,6 +212,19 @@ class Cart:
         """The name of the cart in log lines: ``Cart 12 (my-data, alice)``."""
         owner = "" if self.owner is None else f", {escape(self.owner)}"
         return f"Cart {self.id} ({self.display_uid}{owner})"
+
+    @property
+    def has_tar(self) -> bool:
+        """Whether it is kept as one tar on the volume once it is ready.
+
+        A partial cart is kept as a tree, so that a retry fetches only what is missing.
+        """
+        return self.bundle and not self.files_failed
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it is ready although some of its files have failed."""
+        return self.status is CartStatus.READY and self.files_failed > 0
 
     @property
     def display_uid(self) -> str:
@@ -227,7 +254,6 @@ class CartDetails:
     labels: tuple[str, ...]
     started: float | None
     """Unix time at which its staging last began; none before."""
-    files_failed: int
     files_linked: int
     """How many of its files were linked to those of other carts instead of fetched."""
     size_linked: int
@@ -287,6 +313,10 @@ class CartFile:
     """Whole Unix seconds, from the archive."""
     id: int | None = field(default=None, compare=False)
     """The id of its row in the store; not compared."""
+    also_hash_type: str | None = field(default=None, compare=False)
+    """Algorithm of a second hash that was computed while it was staged; none without one."""
+    also_hash_sum: str | None = field(default=None, compare=False)
+    """Lower-case hex."""
 
 
 @dataclass(frozen=True, slots=True)

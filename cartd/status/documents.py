@@ -140,9 +140,9 @@ class StatusDocuments:
         return None if pace.low is None else pace.at + pace.low - self._now()
 
     async def _first_failed(self, cart: Cart, details: CartDetails) -> list[FailedFile]:
-        if not details.files_failed:
+        if not cart.files_failed:
             return []
-        key = cart.id, details.started, details.files_failed
+        key = cart.id, details.started, cart.files_failed
         if key not in self._failed:
             files = await self._store.statuses.files(
                 cart.id, status=FileStatus.ERROR, limit=FIRST_FAILED
@@ -286,7 +286,7 @@ def failed_file(file: CartFile) -> FailedFile:
 
 
 def _files(cart: Cart, details: CartDetails, pace: Pace) -> Files:
-    left = max(cart.files_total - cart.files_staged - details.files_failed, 0)
+    left = max(cart.files_total - cart.files_staged - cart.files_failed, 0)
     fetching: int | UnsetType = UNSET
     recalling: int | UnsetType = UNSET
     waiting = left
@@ -300,7 +300,7 @@ def _files(cart: Cart, details: CartDetails, pace: Pace) -> Files:
     return Files(
         total=cart.files_total,
         staged=cart.files_staged,
-        failed=details.files_failed,
+        failed=cart.files_failed,
         linked=details.files_linked,
         waiting=waiting,
         recalling=recalling,

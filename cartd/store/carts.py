@@ -372,6 +372,8 @@ async def _insert_cart(
         "files_total": len(manifest.entries),
         "name": manifest.name,
         "labels": encode(manifest.labels).decode(),
+        "format": manifest.format.value,
+        "max_failed": manifest.max_failed,
     }
     cart_id = await transaction.insert(insert(cart), values)
     return cart_of((await transaction.rows(_BY_ID, {"cart_id": cart_id}))[0])

@@ -41,7 +41,6 @@ _OF_DETAILS = in_field_order(
         "name": cart.c.name,
         "labels": cart.c.labels,
         "started": cart.c.started_date,
-        "files_failed": cart.c.files_failed,
         "files_linked": cart.c.files_linked,
         "size_linked": cart.c.size_linked,
         "pace": cart.c.pace,

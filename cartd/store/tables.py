@@ -36,7 +36,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from cartd.model import Cart, CartFile, CartStatus, FileStatus, TarFacts
+from cartd.model import Cart, CartFile, CartFormat, CartStatus, FileStatus, TarFacts
 from cartd.tar.index import Members
 
 if TYPE_CHECKING:
@@ -158,6 +158,19 @@ cart = Table(
     ),
     Column("tar_lengths", Text, comment="Lengths of its tar for all top folder names, as JSON"),
     Column("tar_date", DateTime, comment="Since when its tar has had these bytes"),
+    Column(
+        "format",
+        String(16),
+        nullable=False,
+        server_default=text("'tar'"),
+        comment="What clients get that request no format, and what bundle writes: tar or bag",
+    ),
+    Column("bag", Text, comment="Facts of its bag, as JSON; null until determined"),
+    Column(
+        "max_failed",
+        Integer,
+        comment="How many files may fail in a ready cart; null if the cart fails with the first",
+    ),
     Column("evicting", String(32), comment="Token of its running eviction; null if none"),
     Column("name", Text, comment="Its name for people, from its manifest; null if it has none"),
     Column(
@@ -256,6 +269,8 @@ file = Table(
     Column("status", Text, nullable=False, comment="waiting, staging, staged, error or deleted"),
     Column("error", Text, nullable=False, comment="Why it is in error; empty otherwise"),
     Column("problem", Text, comment="The same for programs; null if unknown"),
+    Column("also_hash_type", String(255), comment="Algorithm of a second hash; null without one"),
+    Column("also_hash_value", Text, comment="That hash, as lower-case hex"),
     Column("position", Integer, nullable=False, comment="Its position in the manifest, from 0"),
     Column("size", BigInteger, comment="Bytes, according to the archive; null until known"),
     Column("mtime", BigInteger, comment="Unix time of its last change, according to the archive"),
@@ -311,6 +326,7 @@ UNFINISHED = (CartStatus.WAITING.value, CartStatus.STAGING.value, CartStatus.BUN
 FINISHED = (CartStatus.READY.value, CartStatus.ERROR.value)
 
 _CART_STATUSES = {status.value: status for status in CartStatus}
+_CART_FORMATS = {format_.value: format_ for format_ in CartFormat}
 _FILE_STATUSES = {status.value: status for status in FileStatus}
 
 
@@ -354,6 +370,9 @@ _OF_CART = in_field_order(
         "tape_files": cart.c.tape_files,
         "waits_since": cart.c.waits_since,
         "tape_since": cart.c.tape_since,
+        "format": cart.c.format,
+        "max_failed": cart.c.max_failed,
+        "files_failed": cart.c.files_failed,
     },
 )
 _OF_TAR = in_field_order(
@@ -379,10 +398,13 @@ _OF_FILE = in_field_order(
         "size": file.c.size,
         "mtime": file.c.mtime,
         "id": file.c.id,
+        "also_hash_type": file.c.also_hash_type,
+        "also_hash_sum": file.c.also_hash_value,
     },
 )
-_CART_STATUS, *_CART_TIMES = map(
-    _field_names(Cart).index, ("status", "created", "updated", "used", "waits_since", "tape_since")
+_CART_STATUS, _CART_FORMAT, *_CART_TIMES = map(
+    _field_names(Cart).index,
+    ("status", "format", "created", "updated", "used", "waits_since", "tape_since"),
 )
 _TAR_LAYOUT, _TAR_TIME = map(_field_names(TarFacts).index, ("layout", "since"))
 _FILE_STATUS = _field_names(CartFile).index("status")
@@ -417,6 +439,7 @@ def cart_of(row: Any) -> Cart:
         if values[field] is not None:
             values[field] = time_of(values[field])
     values[_CART_STATUS] = _CART_STATUSES[values[_CART_STATUS]]
+    values[_CART_FORMAT] = _CART_FORMATS[values[_CART_FORMAT]]
     if tar[_TAR_LAYOUT] is not None:
         tar[_TAR_TIME] = time_of(tar[_TAR_TIME])
         values.append(TarFacts(*tar))

@@ -40,7 +40,11 @@ class Queries:
                 False,
                 None,
                 *[0] * 6,
-                *[None] * 10,
+                *[None] * 6,
+                "tar",
+                None,
+                0,
+                *[None] * 4,
             )
             for uid, cart_id in self.existing.items()
             if uid in uids

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd.errors import InvalidInput
+from cartd.errors import InvalidInput, InvalidManifest
 from cartd.manifest import Entry, Manifest, parse
-from cartd.model import check_uid
+from cartd.model import CartFormat, check_uid
 
 SHA1 = hashlib.sha1(b"content").hexdigest()
 
@@ -487,3 +487,43 @@ def test_a_uid_of_unreserved_characters_is_accepted(uid: str) -> None:
 def test_any_other_uid_is_refused(uid: str) -> None:
     with pytest.raises(InvalidInput, match=r"^uid: "):
         check_uid(uid)
+
+
+@pytest.mark.parametrize(
+    ("posted", "expected"),
+    [
+        ({}, (CartFormat.TAR, None)),
+        ({"format": "tar", "on_error": "fail"}, (CartFormat.TAR, None)),
+        ({"format": "bag"}, (CartFormat.BAG, None)),
+        ({"on_error": "partial"}, (CartFormat.TAR, 10)),
+        ({"on_error": "partial", "max_failed": 3}, (CartFormat.TAR, 3)),
+        ({"on_error": "partial", "max_failed": 99}, (CartFormat.TAR, 10)),
+        ({"on_error": "partial", "max_failed": "25%"}, (CartFormat.TAR, 2)),
+        ({"on_error": "partial", "max_failed": "100%"}, (CartFormat.TAR, 10)),
+    ],
+)
+def test_format_and_partial_carts_are_parsed(
+    posted: dict[str, object], expected: tuple[CartFormat, int | None]
+) -> None:
+    entries = [{"id": n, "path": f"f{n}", "hashtype": "md5", "hashsum": ""} for n in range(10)]
+    plain = parse(json.dumps({"fileids": entries}).encode())
+    manifest = parse(json.dumps({"fileids": entries, **posted}).encode())
+    assert (manifest.format, manifest.max_failed) == expected
+    assert (manifest == plain) == (expected == (CartFormat.TAR, None))
+
+
+@pytest.mark.parametrize(
+    ("posted", "fault"),
+    [
+        ({"format": "zip"}, "format: must be"),
+        ({"on_error": "ignore"}, "on_error: must be"),
+        ({"max_failed": 3}, "max_failed: needs"),
+        ({"on_error": "partial", "max_failed": -1}, "max_failed: must be"),
+        ({"on_error": "partial", "max_failed": "101%"}, "max_failed: must be"),
+        ({"on_error": "partial", "max_failed": "5"}, "max_failed: must be"),
+        ({"on_error": "partial", "max_failed": 1.5}, "max_failed: expected"),
+    ],
+)
+def test_invalid_format_or_error_policy_is_rejected(posted: dict[str, object], fault: str) -> None:
+    with pytest.raises(InvalidManifest, match=fault):
+        parse(json.dumps({"fileids": [], **posted}).encode())
