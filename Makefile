@@ -27,13 +27,13 @@ help:
 	@echo "make audit  check requirements.txt for known vulnerabilities"
 	@echo "make clean  remove what the other targets created"
 
-$(READY): requirements.txt setup.py
+$(READY): requirements.txt setup.py client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("cartd needs Python 3.11 or newer: make PYTHON=python3.12" \
 		if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--config-settings editable_mode=compat --editable .
+		--config-settings editable_mode=compat --editable . --editable client
 	touch $@
 
 $(OLD): tests/support/old-requests.txt $(READY)
@@ -94,9 +94,10 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 --package cartd
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 --package cartd --package cartd_client
+	$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/client --package cartd_client
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive cartd twisted cartd.tac
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive cartd client twisted cartd.tac
 	$(BIN)/python .ci/audit.py --or-warn
 
 audit: $(READY)
@@ -104,5 +105,5 @@ audit: $(READY)
 
 clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -rf $(VENV) build .demo .bench .fuzz .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	rm -rf $(VENV) build client/build .demo .bench .fuzz .soak .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
 		.coverage htmlcov

@@ -1,0 +1,596 @@
+"""Requests to one service, repeated while trouble may pass; answers as values or errors.
+
+Knows HTTP, TLS, proxies and problem documents (RFC 9457), and nothing of carts.  A transport may
+be used by several threads.
+
+Strategy: an answer of a hostile or broken service must not do harm.  Documents have a limit of
+bytes and of time, a ``Retry-After`` is cut to an hour, and the token is sent to the service's own
+origin only, wherever a redirect leads.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import random
+import ssl
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Any, Union
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.exceptions import (
+    HTTPError,
+    InvalidHeader,
+    LocationParseError,
+    LocationValueError,
+    NewConnectionError,
+    ProxyError,
+    SSLError,
+)
+
+from cartd_client import __version__
+from cartd_client.errors import (
+    CartChanged,
+    CartFailed,
+    ClientError,
+    InvalidResponse,
+    NoSuchCart,
+    NotAllowed,
+    NotSupported,
+    RequestRejected,
+    ServiceUnavailable,
+    UsageError,
+    WaitTimeout,
+)
+
+CONNECT_TIMEOUT = 20.0
+READ_TIMEOUT = 75.0
+"""Seconds of silence after which a connection counts as broken.
+
+An event stream is silent for 15 seconds at most, and a long poll for 60.
+"""
+MAX_DOCUMENT = 32 << 20
+"""Bytes of an answer that is read as a whole."""
+DOCUMENT_TIMEOUT = 300.0
+"""Seconds in which such an answer must be complete."""
+MAX_RETRY_AFTER = 3600.0
+"""Seconds of ``Retry-After`` that are obeyed at most."""
+FIRST_DELAY = 0.5
+MAX_DELAY = 60.0
+MAX_REDIRECTS = 5
+SERVER_ERROR_TRIES = 3
+"""How often a request is sent that the service answers with 500, which seldom passes."""
+CHUNK = 1 << 16
+
+_random = random.SystemRandom()
+
+Body = Union[bytes, IO[bytes], None]
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A failure after which the request is sent again."""
+
+    attempt: int
+    """Failures in a row, 1 for the first."""
+    delay: float
+    """Seconds until the next attempt."""
+    error: ClientError
+
+
+OnRetry = Callable[[Retry], None]
+
+
+class Backoff:
+    """Waits between attempts at one thing: exponential with jitter, or as the service asks.
+
+    Not to be shared between threads.
+    """
+
+    def __init__(
+        self,
+        retries: int | None = None,
+        on_retry: OnRetry | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """``retries``: attempts in a row after the first, ``None`` without end.
+
+        ``deadline`` is a time of ``time.monotonic``.
+        """
+        self._retries = retries
+        self._on_retry = on_retry
+        self._deadline = deadline
+        self.attempt = 0
+        """Failures in a row."""
+
+    def succeeded(self) -> None:
+        """Note progress: the next failure counts as the first."""
+        self.attempt = 0
+
+    def failed(self, error: ClientError) -> None:
+        """Wait until the next attempt.
+
+        :raises ClientError: ``error`` itself, if there have been as many attempts as permitted.
+        :raises WaitTimeout: the deadline is before the next attempt; the wait ends there.
+        """
+        self.attempt += 1
+        if self._retries is not None and self.attempt > self._retries:
+            raise error
+        asked = getattr(error, "retry_after", None)
+        delay = min(FIRST_DELAY * 2 ** min(self.attempt - 1, 16), MAX_DELAY)
+        delay *= _random.uniform(0.5, 1)
+        if asked is not None:
+            delay = max(delay, min(asked, MAX_RETRY_AFTER))
+        if self._on_retry is not None:
+            self._on_retry(Retry(self.attempt, delay, error))
+        if self._deadline is not None and time.monotonic() + delay >= self._deadline:
+            time.sleep(max(0.0, self._deadline - time.monotonic()))
+            raise WaitTimeout(f"The time has passed; the last attempt failed: {error}") from error
+        time.sleep(delay)
+
+
+class Response:
+    """An answer whose head has arrived.  Close it, or read it to its end."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse, url: str, deadline: float | None) -> None:
+        self._raw = raw
+        self._deadline = deadline
+        self._body: bytes | None = None
+        self.url = url
+        """The URL that was answered, after redirects."""
+        self.status = raw.status
+        self.headers: Mapping[str, str] = raw.headers
+        """Names are compared without regard to case."""
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def read(self, limit: int = MAX_DOCUMENT) -> bytes:
+        """Return the body; the same again when called again.
+
+        :raises InvalidResponse: it has more than ``limit`` bytes.
+        :raises ServiceUnavailable: it is not complete, or not within ``DOCUMENT_TIMEOUT``.
+        :raises WaitTimeout: it is not complete at the deadline of the request.
+        """
+        if self._body is None:
+            end = time.monotonic() + DOCUMENT_TIMEOUT
+            if self._deadline is not None:
+                end = min(end, self._deadline)
+            parts: list[bytes] = []
+            length = 0
+            for part in self._parts(CHUNK, end):
+                length += len(part)
+                if length > limit:
+                    self.close()
+                    raise InvalidResponse(f"{self.url}: the answer has more than {limit} bytes")
+                parts.append(part)
+            self._body = b"".join(parts)
+        return self._body
+
+    def stream(self, size: int = CHUNK) -> Iterator[bytes]:
+        """Yield the body in parts as they arrive, of up to ``size`` bytes.
+
+        A body that ends before its declared length is an error.
+
+        :raises ServiceUnavailable: the connection broke, or was silent for ``READ_TIMEOUT``.
+        :raises WaitTimeout: the body is not complete at the deadline of the request.
+        """
+        return self._parts(size, self._deadline)
+
+    def json(self, limit: int = MAX_DOCUMENT) -> Any:
+        """Return the body as JSON; raise InvalidResponse, and what :meth:`read` raises."""
+        return parse_json(self.read(limit), self.url)
+
+    def close(self) -> None:
+        """Drop the rest of the body, and its connection unless the body was read to its end."""
+        self._raw.close()
+        self._raw.release_conn()
+
+    def abort(self) -> None:
+        """End a read that another thread waits for: it raises ServiceUnavailable, or ends."""
+        with suppress(OSError, ValueError, RuntimeError):
+            self._raw.shutdown()
+
+    def _parts(self, size: int, deadline: float | None) -> Iterator[bytes]:
+        timer: threading.Timer | None = None
+        if deadline is not None:
+            timer = threading.Timer(max(0.0, deadline - time.monotonic()), self.abort)
+            timer.daemon = True
+            timer.start()
+        try:
+            while True:
+                part = self._raw.read1(size)
+                if not part:
+                    break
+                yield part
+            self._check_deadline(deadline)
+        except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            self.close()
+            self._check_deadline(deadline)
+            raise ServiceUnavailable(
+                f"{self.url}: the answer broke off: {reason(error)}"
+            ) from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _check_deadline(self, deadline: float | None) -> None:
+        if deadline is None or time.monotonic() < deadline:
+            return
+        if deadline == self._deadline:
+            raise WaitTimeout("The time has passed")
+        raise ServiceUnavailable(
+            f"{self.url}: the answer is not complete after {DOCUMENT_TIMEOUT:.0f} s"
+        )
+
+
+class Transport:
+    """Sends requests to the service at ``url`` and below."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        cacert: str | None = None,
+        retries: int | None = None,
+        on_retry: OnRetry | None = None,
+        *,
+        login: tuple[str, str] | None = None,
+    ) -> None:
+        """``url`` is that of the service, perhaps with a path prefix.
+
+        ``token`` is sent as a bearer token; ``login``, or name and password in ``url``, by HTTP
+        Basic if there is no token.  ``cacert`` is a file of certificates to trust instead of the
+        system's.  ``retries`` is the number of further attempts after a failure that may pass;
+        ``None``: without end.  ``on_retry`` is called before each wait.
+
+        :raises UsageError: the URL, the token or the file of certificates is invalid.
+        """
+        self.url, found = _split_login(url)
+        self.retries = retries
+        self.on_retry = on_retry
+        self._origin = _origin(self.url)
+        self._authorization = _authorization(token, login or found)
+        self._pool = _pool(self.url, cacert)
+
+    def request(
+        self,
+        method: str,
+        path_or_url: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        stream: bool = False,
+        retry: bool = True,
+        ok: Collection[int] = (),
+        deadline: float | None = None,
+    ) -> Response:
+        """Send a request, and return the answer if its status is below 400 or in ``ok``.
+
+        ``path_or_url`` is a path below the service's URL, already percent-encoded, or a URL.
+        A ``body`` that is a file is sent from its current position, in parts, and must be seekable.
+        With ``stream`` the body is left to be read by :meth:`Response.stream`; else it has
+        arrived.  ``retry`` repeats the request while the trouble may pass.  ``deadline`` is a time
+        of ``time.monotonic``.
+
+        :raises ServiceUnavailable: the trouble has not passed within ``retries``.
+        :raises WaitTimeout: the deadline has passed.
+        :raises ClientError: another one, of the status of the answer (:func:`error_of`).
+        """
+        url = self._absolute(path_or_url, query)
+        backoff = self.backoff(deadline)
+        body_start = 0 if body is None or isinstance(body, bytes) else body.tell()
+        server_errors = 0
+        while True:
+            if not (body is None or isinstance(body, bytes)):
+                body.seek(body_start)
+            try:
+                response = self._follow(method, url, headers or {}, body, deadline)
+                if response.status >= 400 and response.status not in ok:
+                    raise error_of(response)
+                if not stream:
+                    response.read()
+                return response
+            except ServiceUnavailable as error:
+                server_errors += error.status == http.HTTPStatus.INTERNAL_SERVER_ERROR
+                if not retry or server_errors >= SERVER_ERROR_TRIES:
+                    raise
+                backoff.failed(error)
+
+    def backoff(self, deadline: float | None = None) -> Backoff:
+        """Return a new back-off with the transport's ``retries`` and ``on_retry``."""
+        return Backoff(self.retries, self.on_retry, deadline)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self._pool.clear()
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body,
+        deadline: float | None,
+    ) -> Response:
+        """Send the request, and follow redirects of requests without a body."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._once(method, url, headers, body, deadline)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                return response
+            response.close()
+            target = urljoin(url, location)
+            if method not in ("GET", "HEAD"):
+                raise InvalidResponse(
+                    f"{url}: the service redirects to {target}: use that as the URL of the service"
+                )
+            if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
+                raise InvalidResponse(f"{url}: the service redirects to {target}, without TLS")
+            url = urlunsplit((*urlsplit(target)[:4], ""))
+        raise InvalidResponse(f"{url}: more than {MAX_REDIRECTS} redirects")
+
+    def _once(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body,
+        deadline: float | None,
+    ) -> Response:
+        remaining = READ_TIMEOUT
+        if deadline is not None:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise WaitTimeout("The time has passed")
+        sent = {**_HEADERS, **headers}
+        if self._authorization is not None and _origin(url) == self._origin:
+            sent["Authorization"] = self._authorization
+        if not (body is None or isinstance(body, bytes)):
+            sent["Content-Length"] = str(_remaining_length(body))
+        try:
+            raw = self._pool.request(
+                method,
+                url,
+                body=body,
+                headers=sent,
+                timeout=urllib3.Timeout(
+                    connect=min(CONNECT_TIMEOUT, remaining), read=min(READ_TIMEOUT, remaining)
+                ),
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except (LocationParseError, LocationValueError, InvalidHeader) as error:
+            raise InvalidResponse(f"{url}: {reason(error)}") from error
+        except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise WaitTimeout("The time has passed") from error
+            raise _failure(url, error) from error
+        return Response(raw, url, deadline)
+
+    def _absolute(self, path_or_url: str, query: Mapping[str, str] | None) -> str:
+        is_url = path_or_url.startswith(("http://", "https://"))
+        url = path_or_url if is_url else self.url + path_or_url.lstrip("/")
+        return f"{url}?{urlencode(query)}" if query else url
+
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = {
+    "User-Agent": f"cartd-client/{__version__}",
+    "Accept": "application/problem+json, application/json;q=0.9, */*;q=0.5",
+    "Accept-Encoding": "identity",
+}
+_MAX_ERROR = 1 << 18
+"""Bytes of the body of an error that are read."""
+
+
+def parse_json(text: bytes, url: str) -> Any:
+    """Return the value; raise InvalidResponse for anything that is no JSON in UTF-8."""
+    try:
+        return json.loads(text.decode(), parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidResponse(f"{url}: the answer is not JSON: {reason(error)}") from error
+
+
+def _reject_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def quote_segment(text: str) -> str:
+    """Return ``text`` as one segment of a path."""
+    return quote(text, safe="~")
+
+
+def reason(error: BaseException) -> str:
+    """Return the reason of a failure in a few words, without objects of the libraries."""
+    inner: BaseException = error
+    while True:
+        found = getattr(inner, "reason", None) or inner.__cause__
+        if not isinstance(found, BaseException):
+            break
+        inner = found
+    text = getattr(inner, "strerror", None) or str(inner)
+    if isinstance(inner, NewConnectionError):
+        text = text.rpartition(": ")[2]
+    return text or type(inner).__name__
+
+
+def error_of(response: Response) -> ClientError:
+    """Return the error that an answer of status 400 or above stands for; reads and closes it."""
+    with response:
+        problem, detail = _problem(response)
+    status = response.status
+    name = str(problem.get("type", "")).rpartition("/")[2] if problem else ""
+    message = detail or f"{response.url}: the service answers {status} {_phrase(status)}"
+    kind = _kind(status, name, response)
+    if kind is ServiceUnavailable:
+        return ServiceUnavailable(
+            message,
+            problem=problem,
+            status=status,
+            retry_after=parse_retry_after(response.headers.get("Retry-After")),
+        )
+    return kind(message, problem=problem, status=status)
+
+
+_BY_STATUS: dict[int, type[ClientError]] = {
+    401: NotAllowed,
+    403: NotAllowed,
+    404: NoSuchCart,
+    405: NotSupported,
+    407: NotAllowed,
+    408: ServiceUnavailable,
+    412: CartChanged,
+    425: ServiceUnavailable,
+    429: ServiceUnavailable,
+    501: NotSupported,
+}
+
+
+def _kind(status: int, name: str, response: Response) -> type[ClientError]:
+    if status == http.HTTPStatus.NOT_FOUND and name != "no-such-cart":
+        # A service without this interface knows nothing at this path; one of Pacifica's has no
+        # problem documents, and only carts.
+        return NotSupported if name or "/-/" in response.url else NoSuchCart
+    if status == http.HTTPStatus.INTERNAL_SERVER_ERROR and (
+        name == "cart-failed" or (not name and response.headers.get("X-Pacifica-Status") == "error")
+    ):
+        return CartFailed
+    return _BY_STATUS.get(status, ServiceUnavailable if status >= 500 else RequestRejected)
+
+
+def _problem(response: Response) -> tuple[dict[str, Any] | None, str]:
+    """Return the problem document, if the answer is one, and the message in the answer."""
+    message = str(response.headers.get("X-Pacifica-Message", ""))
+    try:
+        document = response.json(_MAX_ERROR)
+    except ClientError:
+        return None, message
+    if not isinstance(document, dict):
+        return None, message
+    for key in ("detail", "message", "title"):
+        if isinstance(document.get(key), str) and document[key]:
+            message = document[key]
+            break
+    is_problem = "problem+json" in response.headers.get("Content-Type", "")
+    return (document if is_problem else None), message
+
+
+def parse_retry_after(value: str | None, now: float | None = None) -> float | None:
+    """Return the seconds of a ``Retry-After``, 0 to ``MAX_RETRY_AFTER``; None if it is invalid."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:12]), MAX_RETRY_AFTER)
+    try:
+        when = email.utils.parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+    return max(0.0, min(when - (time.time() if now is None else now), MAX_RETRY_AFTER))
+
+
+def _failure(url: str, error: BaseException) -> ClientError:
+    """Return the error for a request without an answer."""
+    text = f"{url}: {reason(error)}"
+    if isinstance(error, SSLError) or isinstance(getattr(error, "reason", None), SSLError):
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return InvalidResponse(
+                f"{url}: the certificate of the service is not trusted: {reason(error)};"
+                " name the certificate of your site's authority by --cacert"
+            )
+    elif isinstance(error, ProxyError):
+        text = f"{url}: the proxy fails: {reason(error)}"
+    elif any(hint in str(error) for hint in ("got more than", "LineTooLong", "BadStatusLine")):
+        return InvalidResponse(f"{url}: the answer is not HTTP: {reason(error)}")
+    return ServiceUnavailable(text)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _remaining_length(body: IO[bytes]) -> int:
+    here = body.tell()
+    end = body.seek(0, 2)
+    body.seek(here)
+    return end - here
+
+
+def _split_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """Return the URL with a final ``/`` and without name and password, and these."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"The URL of the service is invalid: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            "The URL of the service must begin with https:// or http:// and have a host:"
+            f" {parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()!r}"
+        )
+    if parts.query or parts.fragment:
+        raise UsageError("The URL of the service must not have a query or a fragment")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    netloc = host if port is None else f"{host}:{port}"
+    login = None
+    if parts.username is not None:
+        login = (unquote(parts.username), unquote(parts.password or ""))
+    return urlunsplit((parts.scheme, netloc, parts.path.rstrip("/") + "/", "", "")), login
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _authorization(token: str | None, login: tuple[str, str] | None) -> str | None:
+    if token:
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise UsageError("The token has characters that no token has")
+        return f"Bearer {token}"
+    if login is not None:
+        return "Basic " + b64encode(":".join(login).encode()).decode()
+    return None
+
+
+def _pool(url: str, cacert: str | None) -> urllib3.PoolManager:
+    """Return the pool of connections, through the proxy of the environment if there is one."""
+    options: dict[str, Any] = {"maxsize": 16, "block": False}
+    if cacert is not None:
+        options["ca_certs"] = cacert
+        try:
+            ssl.create_default_context(cafile=cacert)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"The file of certificates {cacert} cannot be used: {reason(error)}"
+            ) from error
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if proxy is None or proxy_bypass(parts.hostname or ""):
+        return urllib3.PoolManager(**options)
+    return urllib3.ProxyManager(proxy, **options)
