@@ -3,8 +3,8 @@
 Strategy: a poll reads the versions of all watched carts in one query; the document of a changed
 cart is built and encoded once, and every stream of the cart gets the same bytes.  A stream keeps
 only the newest event that its client has not taken, so a slow client costs no memory.  The id of an
-event is the version of the cart: a client that comes back needs no log of events, since the present
-document replaces all that it has missed.
+event names the cart and its version: a client that comes back needs no log of events, since the
+present document replaces all that it has missed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec.json import encode
 from twisted.internet.defer import CancelledError, Deferred
@@ -52,7 +52,7 @@ RETRY = b"retry: 3000\n\n"
 COMMENT = b":\n\n"
 OUTAGE_COMMENT = b": the database is unavailable\n\n"
 
-_VERSION = re.compile(r"[0-9]{1,18}")
+_EVENT_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
 log = Logger()
 
@@ -64,9 +64,20 @@ class Documents(Protocol):
         """Return the documents of these carts by their ids; unknown ids lack."""
 
 
-def parse_event_id(text: str | None) -> int | None:
-    """Return the version that an event id stands for; None if it is not an id of an event."""
-    return int(text) if text is not None and _VERSION.fullmatch(text) else None
+class EventId(NamedTuple):
+    """The id of an event.  Carts that are posted under one uid may have the same versions."""
+
+    cart_id: int
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.cart_id}-{self.version}"
+
+
+def parse_event_id(text: str | None) -> EventId | None:
+    """Return what ``text`` stands for; None if it is not the id of an event."""
+    found = None if text is None else _EVENT_ID.fullmatch(text)
+    return None if found is None else EventId(int(found[1]), int(found[2]))
 
 
 class Subscription:
@@ -153,7 +164,8 @@ class Subscription:
 class _Watched:
     """A cart that has streams."""
 
-    version: int
+    id: EventId
+    """That of its newest event."""
     data: bytes
     """Its document."""
     failed: int
@@ -167,7 +179,7 @@ class _Watched:
 
     @property
     def event(self) -> bytes:
-        return _event(b"status", self.data, self.version)
+        return _event(b"status", self.data, self.id)
 
 
 class Events:
@@ -198,12 +210,12 @@ class Events:
 
     @asynccontextmanager
     async def subscribe(
-        self, viewer: Viewer, uid: str, seen: int | None
+        self, viewer: Viewer, uid: str, seen: EventId | None
     ) -> AsyncIterator[Subscription | None]:
         """Yield the events of the newest cart of ``uid`` that ``viewer`` may see.
 
         The first is there at once.  None if there will be none: the cart is finished, and ``seen``,
-        the version that the client has, is its version.
+        the id of the last event that the client has, is that of its end.
 
         :raises CartNotFound: there is no such cart.
         :raises Unavailable: the service is stopping, or the limit is reached.
@@ -216,11 +228,11 @@ class Events:
             if finished is None:
                 with self._joined(cart_id) as subscription:
                     yield subscription
-            elif finished.version == seen:
+            elif (last := EventId(cart_id, finished.version)) == seen:
                 yield None
             else:
                 with self._opened() as subscription:
-                    event = _event(b"end", encode(finished), finished.version)
+                    event = _event(b"end", encode(finished), last)
                     subscription.offer([], event, last=True)
                     yield subscription
         finally:
@@ -266,7 +278,7 @@ class Events:
         failures = await self._failures(cart_id) if document.files.failed else []
         now = self._clock.seconds()
         watched = _Watched(
-            document.version,
+            EventId(cart_id, document.version),
             encode(document),
             document.files.failed,
             frozenset(failure.position for failure in failures),
@@ -346,7 +358,7 @@ class Events:
             cart_id
             for cart_id, watched in self._watched.items()
             if now >= watched.next_at
-            and (versions.get(cart_id) != watched.version or now >= watched.refresh_at)
+            and (versions.get(cart_id) != watched.id.version or now >= watched.refresh_at)
         ]
         for start in range(0, len(due), BATCH):
             batch = due[start : start + BATCH]
@@ -376,12 +388,12 @@ class Events:
             watched.failed = document.files.failed
         data, now = encode(document), self._clock.seconds()
         changed = data != watched.data
-        watched.version, watched.data = document.version, data
+        watched.id, watched.data = EventId(cart_id, document.version), data
         watched.refresh_at = now + REFRESH_INTERVAL
         if document.status not in UNFINISHED:
             # A stream that is opened from now on gets the last event by itself.
             self._watched.pop(cart_id, None)
-            event = _event(b"end", data, document.version)
+            event = _event(b"end", data, watched.id)
             await self._hand_over(watched.subscriptions, new, event, last=True)
         elif changed:
             watched.next_at = now + MIN_INTERVAL
@@ -413,10 +425,10 @@ class Events:
         return [failed_file(file) for file in files]
 
 
-def _event(name: bytes, data: bytes, version: int | None = None) -> bytes:
+def _event(name: bytes, data: bytes, event_id: EventId | None = None) -> bytes:
     """Encode an event; ``data`` is JSON, which contains no line break."""
-    number = b"" if version is None else b"id: %d\n" % version
-    return b"%sevent: %s\ndata: %s\n\n" % (number, name, data)
+    line = b"" if event_id is None else f"id: {event_id}\n".encode()
+    return b"%sevent: %s\ndata: %s\n\n" % (line, name, data)
 
 
 def _not_found(uid: str) -> CartNotFound:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd.status.events import SLICE
+from cartd.status.events import SLICE, parse_event_id
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.databases import Postgres
 from tests.support.event_client import EventClient, following
@@ -60,7 +60,9 @@ def test_a_stream_shows_a_cart_until_it_is_ready(site: CartSite) -> None:
         events = client.events()
     assert client.parser.retry == "3000"
     assert {event.name for event in events[:-1]} == {"status"} and events[-1].name == "end"
-    versions = [int(event.id) for event in events]
+    ids = [parse_event_id(event.id) for event in events]
+    assert len({one.cart_id for one in ids if one is not None}) == 1
+    versions = [one.version for one in ids if one is not None]
     assert versions == sorted(set(versions)) == [event.json["version"] for event in events]
     assert events[0].json["status"] == "staging"
     assert events[-1].json == site.cartd.get("/-/carts/shown").json
@@ -80,7 +82,7 @@ def test_a_client_that_has_the_end_is_told_not_to_reconnect(site: CartSite) -> N
         # The connection can be used for another request.
         connection.get("/-/carts/over")
         assert connection.answer().json == end.json
-    with following(site.port, "over", last_event_id="0") as client:
+    with following(site.port, "over", last_event_id="0-0") as client:
         assert client.events() == [end]
 
 
@@ -92,7 +94,8 @@ def test_a_client_that_reconnects_continues_with_the_present_state(tapes: CartSi
     with following(tapes.port, "again", last_event_id=first.id) as client:
         second = client.next()
     assert second is not None and second.name == "status"
-    assert int(second.id) >= int(first.id)
+    ids = parse_event_id(first.id), parse_event_id(second.id)
+    assert ids[0] is not None and ids[1] is not None and ids[0] <= ids[1]
 
 
 def test_a_file_that_fails_is_an_event(site: CartSite) -> None:

@@ -25,6 +25,7 @@ from cartd.status.events import (
     POLL_INTERVAL,
     REFRESH_INTERVAL,
     SLICE,
+    EventId,
     Events,
     Subscription,
     parse_event_id,
@@ -39,13 +40,13 @@ pytest_plugins = ("tests.support.database_fixtures",)
 class Client:
     """Takes events as soon as they are there, unless it is paused."""
 
-    def __init__(self, events: Events, uid: str, seen: int | None, viewer: Viewer) -> None:
+    def __init__(self, events: Events, uid: str, seen: EventId | None, viewer: Viewer) -> None:
         self.subscription: Subscription | None = None
         self.taken: list[bytes] = []
         self._following = Deferred.fromCoroutine(self._follow(events, uid, seen, viewer))
         self.outcome = outcome(self._following)
 
-    async def _follow(self, events: Events, uid: str, seen: int | None, viewer: Viewer) -> str:
+    async def _follow(self, events: Events, uid: str, seen: EventId | None, viewer: Viewer) -> str:
         async with events.subscribe(viewer, uid, seen) as self.subscription:
             if self.subscription is None:
                 return "finished"
@@ -112,7 +113,7 @@ class Site:
         result_of(self.store.progress.record_ready(cart.id, "me", volume_bytes=8, now=0.0))
 
     def client(
-        self, uid: str = "u", seen: int | None = None, viewer: Viewer = UNRESTRICTED
+        self, uid: str = "u", seen: EventId | None = None, viewer: Viewer = UNRESTRICTED
     ) -> Client:
         return Client(self.events, uid, seen, viewer)
 
@@ -128,6 +129,12 @@ class Site:
             self.clock.advance(0)
 
 
+def id_of(event: Event) -> EventId:
+    found = parse_event_id(event.id)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def site(sqlite_store: SqliteStore) -> Site:
     return Site(sqlite_store)
@@ -138,7 +145,7 @@ def test_the_first_status_is_there_at_once(site: Site) -> None:
     client = site.client()
     [event] = client.events
     [document] = result_of(site.for_carts([cart.id])).values()
-    assert (event.name, event.id) == ("status", str(document.version))
+    assert (event.name, event.id) == ("status", f"{cart.id}-{document.version}")
     assert (event.json["uid"], event.json["status"]) == ("u", "staging")
 
 
@@ -150,7 +157,7 @@ def test_a_change_is_sent_within_a_poll(site: Site) -> None:
     site.change(cart)
     site.advance(POLL_INTERVAL)
     assert client.names == ["status", "status"]
-    assert int(client.events[1].id) > int(client.events[0].id)
+    assert id_of(client.events[1]) > id_of(client.events[0])
     assert "tape" in client.events[1].json["message"]
 
 
@@ -231,20 +238,32 @@ def test_a_client_of_a_finished_cart_gets_the_end(site: Site) -> None:
 
 def test_a_client_that_has_the_end_gets_nothing(site: Site) -> None:
     site.finish(site.post())
-    last = int(site.client().events[-1].id)
+    last = id_of(site.client().events[-1])
     assert site.client(seen=last).outcome == ["finished"]
-    assert site.client(seen=last - 1).names == ["end"]
+    before = EventId(last.cart_id, last.version - 1)
+    assert site.client(seen=before).names == ["end"]
     assert site.events.count == 0
+
+
+def test_a_client_of_the_cart_before_gets_the_end_of_its_successor(site: Site) -> None:
+    first = site.post()
+    site.finish(first)
+    seen = id_of(site.client().events[-1])
+    assert result_of(site.store.removals.mark_deleted(first.id, 0.0))
+    site.finish(site.post())
+    client = site.client(seen=seen)
+    assert client.names == ["end"]
+    assert id_of(client.events[0]).version == seen.version
 
 
 def test_a_client_that_reconnects_gets_the_present_status(site: Site) -> None:
     cart = site.post()
     first = site.client().events[0]
-    assert site.client(seen=int(first.id)).events == [first]
+    assert site.client(seen=id_of(first)).events == [first]
     site.change(cart)
     site.advance(2)
-    [event] = site.client(seen=int(first.id)).events
-    assert event.name == "status" and int(event.id) > int(first.id)
+    [event] = site.client(seen=id_of(first)).events
+    assert event.name == "status" and id_of(event) > id_of(first)
 
 
 def test_new_failures_are_events_of_their_own(site: Site) -> None:
@@ -504,9 +523,10 @@ def test_an_unexpected_failure_is_logged_and_the_streams_stay(
 
 
 @pytest.mark.parametrize(
-    ("text", "version"),
-    [("7", 7), ("0", 0), (None, None), ("", None), ("-1", None), ("7 ", None), ("\u0667", None),
-     ("x", None), ("9" * 5000, None)],
+    ("text", "event_id"),
+    [("3-7", EventId(3, 7)), ("0-0", EventId(0, 0)), (None, None), ("", None), ("7", None),
+     ("-1", None), ("3-", None), ("3--7", None), ("3-7 ", None), ("3-7-1", None),
+     ("\u0663-7", None), ("x-7", None), ("1-" + "9" * 5000, None)],
 )  # fmt: skip
-def test_only_the_id_of_an_event_is_a_version(text: str | None, version: int | None) -> None:
-    assert parse_event_id(text) == version
+def test_only_the_id_of_an_event_is_parsed(text: str | None, event_id: EventId | None) -> None:
+    assert parse_event_id(text) == event_id
