@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import http
 import json
 import os
 import time
@@ -89,10 +90,24 @@ class Client:
 
         The same manifest under the same uid is the same cart, unless that is in error.
         """
-        uid = uid or default_uid(manifest, self.user)
+        given, uid = uid, uid or default_uid(manifest, self.user)
+        if given is None and self._is_known_elsewhere(uid):
+            return uid
         with manifest.open() as body:
             self.transport.request("POST", quote_segment(uid), headers=_JSON, body=body)
         return uid
+
+    def _is_known_elsewhere(self, uid: str) -> bool:
+        """Whether a Pacifica Cartd has this cart, of this manifest as the uid says.
+
+        It would create another one at each post; cartd, which has a phase, does not.
+        """
+        answer = self.transport.request("HEAD", quote_segment(uid), ok=(404, 500))
+        return (
+            answer.status == http.HTTPStatus.NO_CONTENT
+            and "X-Pacifica-Status" in answer.headers
+            and "X-Pacifica-Phase" not in answer.headers
+        )
 
     def status(self, uid: str) -> Status:
         """Return the status of a cart; raise NoSuchCart."""

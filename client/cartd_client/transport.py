@@ -263,7 +263,7 @@ class Transport:
 
         :raises UsageError: the URL, the token or the file of certificates is invalid.
         """
-        self.url, found = _split_login(url)
+        self.url, found = split_login(url)
         self.retries = retries
         self.on_retry = on_retry
         self._origin = _origin(self.url)
@@ -540,7 +540,7 @@ def _remaining_length(body: IO[bytes]) -> int:
     return end - here
 
 
-def _split_login(url: str) -> tuple[str, tuple[str, str] | None]:
+def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
     """Return the URL with a final ``/`` and without name and password, and these."""
     try:
         parts = urlsplit(url)
