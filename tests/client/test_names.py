@@ -5,9 +5,10 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from cartd_client.names import Collisions, NameRules, UnsafeName
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cartd_client.names import Collisions, NameRules, UnsafeName
 
 LINUX = NameRules()
 MACOS = NameRules(ignores_case=True, normalizes=True)

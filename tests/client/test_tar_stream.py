@@ -9,6 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cartd.tar.virtual_tar import Literal
 from cartd_client.tar_stream import (
     BLOCK,
     END_OF_MEMBER,
@@ -17,10 +21,6 @@ from cartd_client.tar_stream import (
     TarError,
     TarStream,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from cartd.tar.virtual_tar import Literal
 from tests.support import built_tars
 
 PARTS = st.text(
