@@ -60,7 +60,7 @@ from cartd.store.tables import (
     members_of,
     time_of,
 )
-from cartd.tar.index import Members
+from cartd.tar.members import Members
 
 K = TypeVar("K")
 MAX_UIDS = 500

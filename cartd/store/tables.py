@@ -37,7 +37,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from cartd.model import Cart, CartFile, CartFormat, CartStatus, FileStatus, TarFacts
-from cartd.tar.index import Members
+from cartd.tar.members import Members
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

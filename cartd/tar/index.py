@@ -1,10 +1,11 @@
 """The index of a cart's tar: its length and the position of every member, below any top folder.
 
 Strategy: the columns hold where the data of each member would end if every header were one block
-and the top folder had none.  That is correct for nearly all members of nearly all carts; longer
-headers are listed separately, and a list of sums (:class:`Shift`) holds by how much they shift the
-members after them, for the top folders of one variant (:meth:`Lengths.variant`).  So one index
-serves all names that clients choose for the download of a cart, and most carts have one variant.
+and the tar had no head (:mod:`cartd.tar.layout`).  That is correct for nearly all members of nearly
+all carts; longer headers are listed separately, and a list of sums (:class:`Shift`) holds by how
+much they shift the members after them, for the top folders of one variant
+(:meth:`Lengths.variant`).  So one index serves all names that clients choose for the download of a
+cart, and most carts have one variant.
 :class:`TarIndexBuilder` builds it from the cart's files, page by page.
 
 :class:`Lengths` is stored with the cart and gives the length of the tar without its members.  The
@@ -19,7 +20,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate, pairwise
@@ -27,17 +28,19 @@ from sys import getsizeof
 from typing import Final
 
 from msgspec import Struct, json, msgpack
+from msgspec.structs import astuple
 
 from cartd.tar.headers import (
     BLOCK,
     NAME_BYTES,
     NUMBER_LIMIT,
     PREFIX_BYTES,
-    header_length,
     length_with,
     number_records_length,
     record_length,
 )
+from cartd.tar.layout import NO_CONTENT, TOP_FOLDER, HeadMember, Layout, PlainLayout, head_length
+from cartd.tar.members import COLUMNS, PATHS_PER_STRING, SEPARATOR, Columns, Members
 
 RECORD: Final = 20 * BLOCK
 """The whole tar is padded to a multiple of this (POSIX pax, the default for files)."""
@@ -45,10 +48,8 @@ MAX_TOP: Final = 255
 """Bytes of a name that the common file systems allow."""
 PAX: Final = 2 * BLOCK
 """What one block of pax records adds to a header."""
-SEPARATOR = "\0"
-"""A character that no path contains."""
-PATHS_PER_STRING: Final = 250
-"""Paths in one string: a reader of the tar splits so many at a time, about 20 KiB."""
+PLAIN_HEAD: Final = ((TOP_FOLDER, 0),)
+"""The head of most tars, as suffixes and sizes: the top folder."""
 _NEVER: Final = -(2**63)
 """Earlier than any time."""
 
@@ -116,7 +117,7 @@ class Lengths(Struct, frozen=True, array_like=True, gc=False):
 
     plain: int
     """Bytes up to the end of the last member's data if each header were one block, without the
-    top folder's own."""
+    head."""
     headers: int
     """How many headers are among them."""
     threes: int
@@ -125,10 +126,16 @@ class Lengths(Struct, frozen=True, array_like=True, gc=False):
     """From which length of a short top on, how many more bytes the other headers have in total."""
     others: list[tuple[int, int]]
     """The same below other tops."""
+    head: tuple[tuple[str, int], ...] = PLAIN_HEAD
+    """The suffix and the size of each member of the head."""
+
+    def begin(self, top: str) -> int:
+        """Return the bytes of the head below ``top``."""
+        return head_length(top, self.head)
 
     def length(self, top: str) -> int:
         """Return the bytes of the whole tar below ``top``."""
-        end = self.plain + header_length(f"{top}/", 0, 0) + self.more(top)
+        end = self.plain + self.begin(top) + self.more(top)
         unpadded = end + -end % BLOCK + 2 * BLOCK
         return unpadded + -unpadded % RECORD
 
@@ -147,8 +154,9 @@ class Lengths(Struct, frozen=True, array_like=True, gc=False):
         return steps, bisect_right(steps, len(top.encode()), key=lambda step: step[0])
 
     def dumped(self) -> str:
-        """Serialize to a JSON array."""
-        return json.encode(self).decode()
+        """Serialize to a JSON array; without the head of most tars, which is the top folder."""
+        values = astuple(self)
+        return json.encode(values[:-1] if self.head == PLAIN_HEAD else values).decode()
 
     @classmethod
     def loaded(cls, text: str) -> Lengths:
@@ -172,29 +180,6 @@ def steps_of(shapes: Mapping[Shape, int], *, short: bool) -> list[tuple[int, int
         sum_ += more
         steps.append((top, sum_))
     return steps
-
-
-@dataclass(slots=True)
-class Columns:
-    """The members of a tar in order, as columns; many paths are joined into one string."""
-
-    ends: array[int] = field(default_factory=lambda: array("q"))
-    """Where the data of each would end if each header were one block, without the top folder's."""
-    sizes: array[int] = field(default_factory=lambda: array("q"))
-    mtimes: array[int] = field(default_factory=lambda: array("q"))
-    directories: array[int] = field(default_factory=lambda: array("i"))
-    """How many directories precede the end of each, without the top folder."""
-    joined: list[str] = field(default_factory=list)
-    """The paths, joined by separators."""
-    firsts: array[int] = field(default_factory=lambda: array("q"))
-    """The number of the first member in each of these strings."""
-
-    def paths(self, first: int) -> Iterator[str]:
-        """Yield the paths from that of the member ``first`` on."""
-        place = bisect_right(self.firsts, first) - 1
-        for number in range(max(place, 0), len(self.joined)):
-            paths = self.joined[number].split(SEPARATOR)
-            yield from paths[first - self.firsts[number] :] if number == place else paths
 
 
 @dataclass(slots=True)
@@ -232,13 +217,18 @@ class Shift:
 class TarIndex:
     """The members of a cart's tar; the tar's bytes follow from it and the top folder alone."""
 
+    layout: Layout
+    head: Sequence[HeadMember]
     members: Columns
     times: array[int]
-    """Modification times of the directories: of the top folder, then in their order."""
+    """Modification times of the directories: of those of the head, then in their order."""
     long: LongHeaders
     lengths: Lengths
+    source: str
+    """SHA-256 of the files, and of what is known of the missing ones: equal in all layouts."""
     digest: str
-    """SHA-256 of everything that determines the tar, except the top folder and the layout."""
+    """SHA-256 of everything that determines the tar, except the top folder and the version of the
+    layout."""
 
     def shift(self, top: str) -> Shift:
         """Return the shift below ``top``, which is the same for all names of its variant.
@@ -251,13 +241,12 @@ class TarIndex:
         sums = accumulate(map(more.__getitem__, self.long.shapes))
         return Shift(short, array("q", sums))
 
-    def end(self, number: int, top: str, shift: Shift) -> int:
-        """Return where the data of member ``number`` ends below ``top``; -1: the first start."""
-        begin = header_length(f"{top}/", 0, 0)
+    def end(self, number: int, shift: Shift) -> int:
+        """Return where the data of member ``number`` ends, from the end of the head; 0 for -1."""
         if number < 0:
-            return begin
+            return 0
         long = self.long
-        end = begin + self.members.ends[number]
+        end = self.members.ends[number]
         if shift.short:
             end += bisect_right(long.threes, number) * PAX
         else:
@@ -273,18 +262,8 @@ class TarIndex:
             members.ends, members.sizes, members.mtimes, members.directories, members.firsts,
             self.times, long.threes, long.members, long.shapes,
         )  # fmt: skip
-        return sum(map(getsizeof, arrays)) + sum(map(getsizeof, members.joined)) + BLOCK
-
-
-class Members(Struct, frozen=True, gc=False):
-    """Files of a tar in columns: sizes in bytes, ``mtimes`` in whole Unix seconds."""
-
-    paths: list[str]
-    """Relative and normalised: no empty, ``.`` or ``..`` component."""
-    sizes: list[int]
-    mtimes: list[int]
-    hash_types: list[str]
-    hash_sums: list[str]
+        columns = sum(map(getsizeof, arrays)) + sum(map(getsizeof, members.joined))
+        return columns + sum(member.content.weight for member in self.head) + BLOCK
 
 
 class TarIndexBuilder:
@@ -294,7 +273,10 @@ class TarIndexBuilder:
     below it.  The manifest ensures that paths are unique.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout | None = None) -> None:
+        """``layout``: :class:`PlainLayout` by default."""
+        self._layout: Layout = layout or PlainLayout()
+        self._prefix = self._layout.prefix
         self._columns = Columns()
         self._long = LongHeaders()
         self._end = 0
@@ -304,7 +286,7 @@ class TarIndexBuilder:
         self._times = [_NEVER]
         """The newest of the files in each directory itself."""
         self._shapes: dict[Shape, int] = {}
-        self._digests = [sha256() for _ in Members.__struct_fields__]
+        self._digests = [sha256() for _ in COLUMNS]
         """One for each column, so that they do not depend on the size of pages."""
 
     def add(self, members: Members) -> None:
@@ -316,7 +298,7 @@ class TarIndexBuilder:
         paths, sizes, mtimes = members.paths, members.sizes, members.mtimes
         if not paths:
             return
-        for digest, name in zip(self._digests, Members.__struct_fields__, strict=True):
+        for digest, name in zip(self._digests, COLUMNS, strict=True):
             digest.update(_values(getattr(members, name)))
         _check(paths, sizes)
         columns, times = self._columns, self._times
@@ -326,7 +308,7 @@ class TarIndexBuilder:
             columns.joined.append(SEPARATOR.join(paths[place : place + PATHS_PER_STRING]))
         columns.sizes.extend(sizes)
         columns.mtimes.extend(mtimes)
-        plain = _all_plain(members)
+        plain = _all_plain(members, NAME_BYTES - len(self._prefix))
         end, last, directory = self._end, None, 0
         directories = len(times)
         for number, (path, size, mtime) in enumerate(zip(paths, sizes, mtimes, strict=True), first):
@@ -340,10 +322,12 @@ class TarIndexBuilder:
                 times[directory] = mtime
             end += size + BLOCK
             if not plain:
-                self._record_header(number, Shape.of(path, number_records_length(size, mtime)))
+                records = number_records_length(size, mtime)
+                self._record_header(number, Shape.of(f"{self._prefix}{path}", records))
             columns.ends.append(end)
             columns.directories.append(directories - 1)
         self._end = end
+        self._layout.add(members)
 
     def index(self) -> TarIndex:
         """Return the index of all members; none may be added afterwards."""
@@ -352,15 +336,26 @@ class TarIndexBuilder:
         times = self._newest()
         shapes = Counter(long.shapes)
         counted = {shape: shapes[place] for shape, place in self._shapes.items()}
+        layout = self._layout
+        head = layout.head(columns)
         lengths = Lengths(
             self._end,
             number + len(times) - 1,
             len(long.threes),
             steps_of(counted, short=True),
             steps_of(counted, short=False),
+            tuple((member.suffix, member.content.size) for member in head),
         )
-        digest = sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
-        return TarIndex(columns, times, long, lengths, digest)
+        source = sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
+        if layout.missing is not None:
+            source = _digest_of(source, layout.mtime, layout.missing.digest)
+        computed = [
+            (member.suffix, member.content.digest)
+            for member in head
+            if member.content not in (NO_CONTENT, layout.missing)
+        ]
+        digest = _digest_of(source, layout.mtime, computed) if computed else source
+        return TarIndex(layout, head, columns, times, long, lengths, source, digest)
 
     def _directory(self, path: str, member: int) -> int:
         """Return the number of a directory; a new one is added with its parents."""
@@ -377,7 +372,7 @@ class TarIndexBuilder:
             self._parents.append(number)
             number = numbers[path] = len(self._times)
             self._times.append(_NEVER)
-            self._record_header(member, Shape.of(f"{path}/"))
+            self._record_header(member, Shape.of(f"{self._prefix}{path}/"))
         return number
 
     def _record_header(self, member: int, shape: Shape) -> None:
@@ -399,6 +394,10 @@ class TarIndexBuilder:
             parent = self._parents[number]
             times[parent] = max(times[parent], times[number])
         return array("q", [min(max(time, 0), NUMBER_LIMIT - 1) for time in times])
+
+
+def _digest_of(*values: object) -> str:
+    return sha256(msgpack.encode(values)).hexdigest()
 
 
 def _values(column: list[str] | list[int]) -> memoryview:
@@ -424,11 +423,14 @@ def _normalised(paths: Sequence[str]) -> bool:
     )
 
 
-def _all_plain(members: Members) -> bool:
-    """Whether every header is one block below a short top; rarely false, and cheap to test."""
+def _all_plain(members: Members, longest: int) -> bool:
+    """Whether every header is one block below a short top; rarely false, and cheap to test.
+
+    ``longest`` is the longest path, in bytes, that fits with the prefix of its layout.
+    """
     return (
         all(map(str.isascii, members.paths))
-        and max(map(len, members.paths)) <= NAME_BYTES
+        and max(map(len, members.paths)) <= longest
         and max(members.sizes) < NUMBER_LIMIT
         and 0 <= min(members.mtimes) <= max(members.mtimes) < NUMBER_LIMIT
     )

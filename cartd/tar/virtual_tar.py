@@ -1,7 +1,8 @@
 """The tar of a cart, computed: its length, its ETag and the bytes of any range.
 
-Strategy: member ``n`` covers the bytes from the end of the data of member ``n - 1`` to the end of
-its own: padding, the directories that first occur with it, its header, its data.
+Strategy: after the head of its layout (:mod:`cartd.tar.layout`), member ``n`` covers the bytes from
+the end of the data of member ``n - 1`` to the end of its own: padding, the directories that first
+occur with it, its header, its data.
 :mod:`cartd.tar.index` builds the columns of the index, 28 bytes and the path of each
 member; headers are built whenever they are needed.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
@@ -19,12 +20,11 @@ from msgspec import Struct, msgpack
 from cartd.model import TarFacts
 from cartd.tar.headers import BLOCK, DIRECTORY, FILE
 from cartd.tar.index import Shift, TarIndex
+from cartd.tar.layout import PlainLayout, head_name
 
 LAYOUT_VERSION: Final = 1
-"""The version of the tar's layout: increment it with every change to a byte of any tar.
-
-It is part of every ETag, so that no client joins the bytes of two layouts into one file.
-"""
+"""The version of :class:`PlainLayout`, as recorded with carts."""
+assert PlainLayout().version == LAYOUT_VERSION
 
 
 class Literal(Struct, frozen=True, gc=False):
@@ -42,7 +42,7 @@ class Slice(Struct, frozen=True, gc=False):
     length: int
 
 
-def etag(layout: int, digest: str, top: str) -> str:
+def etag(layout: int | str, digest: str, top: str) -> str:
     """Return the ETag, strong and quoted: tars with the same ETag have the same bytes.
 
     ``digest`` is :attr:`TarIndex.digest`.
@@ -57,7 +57,7 @@ def tar_facts(index: TarIndex, now: float) -> TarFacts:
 
 @dataclass(frozen=True, slots=True)
 class VirtualTar:
-    """POSIX pax tar of the members of ``index`` in order, all below the folder ``top``.
+    """POSIX pax tar of the head and the members of ``index`` in order, below the folder ``top``.
 
     Every directory occurs once, before the first member below it, with the time of the newest file
     below it.
@@ -67,11 +67,14 @@ class VirtualTar:
     index: TarIndex
     shift: Shift
     """The offsets of the members for ``top``; tops of the same variant share one."""
+    _begin: int = field(init=False, repr=False, compare=False)
+    """Bytes of the head."""
 
     def __post_init__(self) -> None:
         """Raises :class:`ValueError` if ``top`` is not the name of a folder."""
         if "/" in self.top or "\0" in self.top or self.top in ("", ".", ".."):
             raise ValueError(f"not the name of a folder: {self.top!r}")
+        object.__setattr__(self, "_begin", self.index.lengths.begin(self.top))
 
     @property
     def length(self) -> int:
@@ -81,7 +84,7 @@ class VirtualTar:
     @property
     def etag(self) -> str:
         """The ETag, from :func:`etag`."""
-        return etag(LAYOUT_VERSION, self.index.digest, self.top)
+        return etag(self.index.layout.version, self.index.digest, self.top)
 
     def segments(self, start: int, stop: int) -> Iterator[Literal | Slice]:
         """Return the bytes from ``start`` up to ``stop`` as a lazy iterator of non-empty segments.
@@ -97,11 +100,11 @@ class VirtualTar:
         sizes, mtimes, directories = members.sizes, members.mtimes, members.directories
         first = bisect_right(range(len(sizes)), start, key=self._end)
         at = self._end(first - 1)
-        if start < at and (data := self._top_folder()[start:stop]):
-            yield Literal(data)
+        if start < self._begin:
+            yield from self._head(start, stop)
         known_directories = directories[first - 1] if first else 0
         odd = self._next_odd(first)
-        prefix = f"{self.top}/"
+        prefix = self._prefix
         for number, path in enumerate(members.paths(first), first):
             if at >= stop:
                 return
@@ -109,7 +112,7 @@ class VirtualTar:
             padding = -at % BLOCK
             if number == odd or directories[number] != known_directories:
                 known_directories = directories[number]
-                head = self._head(number, path, padding)
+                head = self._long_head(number, path, padding)
                 self._check(number, at + len(head) + size)
                 odd = self._next_odd(number + 1)
             else:
@@ -127,7 +130,12 @@ class VirtualTar:
             yield Literal(data)
 
     def _end(self, number: int) -> int:
-        return self.index.end(number, self.top, self.shift)
+        return self._begin + self.index.end(number, self.shift)
+
+    @property
+    def _prefix(self) -> str:
+        """What precedes the path of each file in its name."""
+        return f"{self.top}/{self.index.layout.prefix}"
 
     def _check(self, number: int, end: int) -> None:
         if end != (planned := self._end(number)):
@@ -137,7 +145,7 @@ class VirtualTar:
         """Return the first member from ``number`` on that has or follows a long header."""
         return self.index.long.next(number) if self.shift.short else number
 
-    def _head(self, number: int, path: str, padding: int) -> bytes:
+    def _long_head(self, number: int, path: str, padding: int) -> bytes:
         """Build the bytes before the data of a member: padding, new directories, its header."""
         members = self.index.members
         parts = [_ZEROS[:padding]]
@@ -146,14 +154,34 @@ class VirtualTar:
         components = path.split("/")
         for place in range(fresh):
             depth = len(components) - fresh + place
-            folder = "/".join([self.top, *components[:depth], ""])
+            folder = self._prefix + "/".join([*components[:depth], ""])
             parts.append(DIRECTORY.header(folder, 0, self.index.times[last - fresh + place + 1]))
         size, mtime = members.sizes[number], members.mtimes[number]
-        parts.append(FILE.header(f"{self.top}/{path}", size, mtime))
+        parts.append(FILE.header(self._prefix + path, size, mtime))
         return b"".join(parts)
 
-    def _top_folder(self) -> bytes:
-        return DIRECTORY.header(f"{self.top}/", 0, self.index.times[0])
+    def _head(self, start: int, stop: int) -> Iterator[Literal]:
+        """Yield the bytes from ``start`` up to ``stop``, as far as they are in the head."""
+        at = 0
+        for member in self.index.head:
+            name, content = head_name(self.top, member.suffix), member.content
+            if name.endswith("/"):
+                header = DIRECTORY.header(name, 0, self.index.times[0])
+            else:
+                header = FILE.header(name, content.size, self.index.layout.mtime)
+            if data := header[max(start - at, 0) : max(stop - at, 0)]:
+                yield Literal(data)
+            at += len(header)
+            begin, finish = max(start - at, 0), min(stop - at, content.size)
+            if begin < finish:
+                yield from map(Literal, content.read(begin, finish))
+            at += content.size
+            padding = _ZEROS[: -at % BLOCK]
+            if data := padding[max(start - at, 0) : max(stop - at, 0)]:
+                yield Literal(data)
+            at += len(padding)
+            if at >= stop:
+                return
 
 
 _ZEROS: Final = bytes(BLOCK)

@@ -13,7 +13,7 @@ from cartd.carts.download import AccessTimes, Downloads, NotReady, Pins, TarDesc
 from cartd.errors import CartNotFound
 from cartd.model import UNRESTRICTED, Cart, TarFacts
 from cartd.sending.tar_index_cache import TarIndexCache
-from cartd.tar.index import Members
+from cartd.tar.members import Members
 from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
 from cartd.volume import Volume
 from tests.support.built_tars import Member, build_tar, index_of

@@ -13,7 +13,8 @@ from cartd.model import Cart, CartStatus
 from cartd.sending import tar_index_cache
 from cartd.sending.tar_index_cache import PAGE_SIZE, TarIndexCache
 from cartd.store import Carts
-from cartd.tar.index import Members, TarIndex
+from cartd.tar.index import TarIndex
+from cartd.tar.members import Members
 from cartd.tar.virtual_tar import VirtualTar, tar_facts
 from tests.support.built_tars import Member, columns, index_of
 from tests.support.volume_parts import (

@@ -15,7 +15,7 @@ from cartd.model import Cart, CartStatus, FileFailure, FileStatus, TarFacts
 from cartd.store import Store, durability, progress
 from cartd.store.database import Transaction
 from cartd.store.tables import BATCH
-from cartd.tar.index import Members
+from cartd.tar.members import Members
 from tests.support.databases import the_reactor
 from tests.support.stored_carts import (
     SHA1,

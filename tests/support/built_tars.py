@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cartd.tar.index import Members, TarIndex, TarIndexBuilder
+from cartd.tar.index import TarIndex, TarIndexBuilder
+from cartd.tar.members import Members
 from cartd.tar.virtual_tar import VirtualTar
 
 
