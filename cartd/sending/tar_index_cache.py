@@ -167,8 +167,8 @@ class TarIndexCache:
             # Awaited after the next page was read, so that the database reads meanwhile.
             added = self._threads.run(builder.add, members)
         await added
-        if found < cart.files_total:
-            raise VolumeDamaged("The sizes of some files are not known")
+        if found != cart.files_total - cart.files_failed:
+            raise VolumeDamaged("The sizes of some files are not known, or the cart has changed")
         if found <= PAGE_SIZE:
             return builder.index()
         return await self._threads.run(builder.index)

@@ -60,6 +60,7 @@ class StagingPipeline:
         """
         self._context.volume.paths.check_uid(self._cart)
         self._context.breaker.resume_cart(self._cart)
+        await self._forget_failures()
         await self._remove_leftovers()
         if collision := await self._context.volume.name_collisions.find(self._all_pages):
             raise PathCollision(*collision)
@@ -88,6 +89,12 @@ class StagingPipeline:
             await self.flush()
         await self._failures.check()
         await self._finish()
+
+    async def _forget_failures(self) -> None:
+        """Try the files that failed in an earlier attempt again, as all that are not staged."""
+        if self._cart.files_failed:
+            await self._context.store.progress.retry_failed(self._cart.id, self._holder)
+            self._cart = replace(self._cart, files_failed=0)
 
     async def _all_pages(self) -> AsyncIterator[list[CartFile]]:
         after = -1

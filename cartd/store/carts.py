@@ -105,6 +105,7 @@ _MEMBERS = as_json_columns(
     MEMBERS.where(
         file.c.cart_id == bindparam("cart_id"),
         file.c.position.between(bindparam("first"), bindparam("last")),
+        file.c.status != FileStatus.ERROR.value,
         file.c.size.is_not(None),
         file.c.mtime.is_not(None),
     ).order_by(file.c.position)
@@ -267,7 +268,10 @@ class Carts:
         return [file_of(row) for row in await self._database.rows(_UNSTAGED_AT, page)]
 
     async def members(self, cart_id: int, positions: range) -> Members:
-        """Return the tar members at ``positions``, in order, without files of unknown size."""
+        """Return the tar members at ``positions``, in order.
+
+        Files that have failed, or whose sizes are not known, are no members.
+        """
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         [row] = await self._database.rows(_MEMBERS, page)
         return members_of(row)

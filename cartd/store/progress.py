@@ -103,6 +103,13 @@ _RETRY_FILES = (
     .where(file.c.id.in_(_TO_RETRY))
     .values(status=FileStatus.WAITING.value, error="", problem=None)
 )
+# As a literal, so that the partial index on it is used.
+_RESET_FAILED = (
+    update(file)
+    .where(file.c.cart_id == bindparam("of_cart"), file.c.status == literal_column("'error'"))
+    .values(status=FileStatus.WAITING.value, error="", problem=None)
+)
+_NONE_FAILED = update(cart).where(cart.c.id == bindparam("of_cart")).values(files_failed=0)
 _UPDATE_HELD = update(cart).where(
     cart.c.lease_holder == bindparam("holder"), cart.c.deleted_date.is_(None)
 )
@@ -211,6 +218,14 @@ class Progress:
             for one in failed:
                 await _record_file_error(transaction, cart_id, one)
             await transaction.execute(_COUNT_FAILED, {"of_cart": cart_id})
+
+    async def retry_failed(self, cart_id: int, holder: str) -> None:
+        """Set the failed files of a cart in staging to waiting: they are tried again."""
+        async with self._database.transaction() as transaction:
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
+            await transaction.execute(_RESET_FAILED, {"of_cart": cart_id})
+            await transaction.execute(_NONE_FAILED, {"of_cart": cart_id})
 
     async def record_paces(self, holder: str, paces: Mapping[int, str | None]) -> None:
         """Record the pace of carts that ``holder`` stages, as JSON by their ids.
