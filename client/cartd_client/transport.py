@@ -72,6 +72,7 @@ SERVER_ERROR_TRIES = 3
 CHUNK = 1 << 16
 
 _random = random.SystemRandom()
+_sleep = time.sleep
 
 Body = Union[bytes, IO[bytes], None]
 
@@ -133,9 +134,9 @@ class Backoff:
         if self._on_retry is not None:
             self._on_retry(Retry(self.attempt, delay, error))
         if self._deadline is not None and time.monotonic() + delay >= self._deadline:
-            time.sleep(max(0.0, self._deadline - time.monotonic()))
+            _sleep(max(0.0, self._deadline - time.monotonic()))
             raise WaitTimeout(f"The time has passed; the last attempt failed: {error}") from error
-        time.sleep(delay)
+        _sleep(delay)
 
 
 class Response:
@@ -338,14 +339,12 @@ class Transport:
             if response.status not in _REDIRECTS or not location:
                 return response
             response.close()
-            target = urljoin(url, location)
+            target = _redirected(url, location)
             if method not in ("GET", "HEAD"):
                 raise InvalidResponse(
                     f"{url}: the service redirects to {target}: use that as the URL of the service"
                 )
-            if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
-                raise InvalidResponse(f"{url}: the service redirects to {target}, without TLS")
-            url = urlunsplit((*urlsplit(target)[:4], ""))
+            url = target
         raise InvalidResponse(f"{url}: more than {MAX_REDIRECTS} redirects")
 
     def _once(
@@ -508,6 +507,20 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
     return max(0.0, min(when - (time.time() if now is None else now), MAX_RETRY_AFTER))
+
+
+def _redirected(url: str, location: str) -> str:
+    """Return the URL to which an answer of ``url`` redirects; raise InvalidResponse."""
+    try:
+        target = urljoin(url, location)
+        scheme, host, _ = _origin(target)
+    except ValueError as error:
+        raise InvalidResponse(f"{url}: the service redirects to an invalid URL") from error
+    if scheme not in ("https", urlsplit(url).scheme) or not host:
+        raise InvalidResponse(
+            f"{url}: the service redirects to {target}, which is neither HTTPS nor as before"
+        )
+    return target.partition("#")[0]
 
 
 def _failure(url: str, error: BaseException) -> ClientError:

@@ -54,6 +54,8 @@ _NUMBERS = {
     ("download", "length"): "X-Pacifica-Tar-Length",
 }
 
+_pause = time.sleep
+
 
 @dataclass(frozen=True)
 class Event:
@@ -274,9 +276,9 @@ class _Watch:
         if self._deadline is not None:
             remaining = self._deadline - time.monotonic()
             if remaining <= seconds:
-                time.sleep(max(0.0, remaining))
+                _pause(max(0.0, remaining))
                 raise WaitTimeout("The time has passed")
-        time.sleep(max(0.0, seconds))
+        _pause(max(0.0, seconds))
 
 
 def _path(uid: str) -> str:

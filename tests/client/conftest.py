@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ def scripted() -> Iterator[Callable[..., ScriptedServer]]:
     """Start servers that send what the test says, and stop them at its end."""
     servers: list[ScriptedServer] = []
 
-    def start(*answers: bytes) -> ScriptedServer:
+    def start(*answers: bytes | Iterable[bytes]) -> ScriptedServer:
         servers.append(ScriptedServer(answers))
         return servers[-1]
 

@@ -12,6 +12,7 @@ An answer is sent as it is, and the connection is then closed.  The last answer 
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,8 +21,8 @@ from types import TracebackType
 
 REFUSE = b""
 """An answer of no bytes: the connection is closed after the request."""
-HANG = b"\0"
-"""No answer; the connection stays open until the server is closed."""
+HANG = b"\0(hang)"
+"""At the end of an answer, or alone: the connection then stays open until the server is closed."""
 
 
 def answer(
@@ -38,9 +39,14 @@ def answer(
 class ScriptedServer:
     """It listens on a free port of 127.0.0.1 from the beginning."""
 
-    def __init__(self, answers: Sequence[bytes | Iterable[bytes]]) -> None:
-        """An answer that is not bytes is sent part by part."""
+    def __init__(
+        self,
+        answers: Sequence[bytes | Iterable[bytes]],
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """An answer that is not bytes is sent part by part; ``context``: over TLS."""
         self._answers = answers
+        self._context = context
         self.requests: list[tuple[bytes, dict[str, str], bytes]] = []
         """Request line, headers in lower case, and body of each request."""
         self._open: list[socket.socket] = []
@@ -88,6 +94,10 @@ class ScriptedServer:
                 threading.Thread(target=self._answer, args=[connection], daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
+        if self._context is not None:
+            with suppress(OSError):
+                connection = self._context.wrap_socket(connection, server_side=True)
+                self._open.append(connection)
         with suppress(OSError), connection.makefile("rb") as reading:
             line = reading.readline().strip()
             if not line:
@@ -100,9 +110,9 @@ class ScriptedServer:
             body = reading.read(int(headers.get("content-length", 0)))
             self.requests.append((line, headers, body))
             chosen = self._answers[min(len(self.requests), len(self._answers)) - 1]
-            if chosen == HANG:
-                return
             for part in [chosen] if isinstance(chosen, bytes) else chosen:
-                connection.sendall(part)
+                connection.sendall(part.removesuffix(HANG))
+                if part.endswith(HANG):
+                    return
             connection.shutdown(socket.SHUT_RDWR)
             connection.close()
