@@ -82,6 +82,17 @@ def digest_size(hash_type: str) -> int:
     return size
 
 
+@lru_cache(maxsize=64)
+def canonical_name(hash_type: str) -> str:
+    """Return the one name of a hash that has several, such as ``sha256`` for ``SHA2-256``.
+
+    Raises ``ValueError`` as :func:`digest_size` does.
+    """
+    digest_size(hash_type)
+    name: str = _new(hash_type).name
+    return name.lower()
+
+
 def _new(hash_type: str) -> Any:
     # Not used for security, only to detect damage: so MD5 is allowed in FIPS mode, too.
     return hashlib.new(hash_type, usedforsecurity=False)

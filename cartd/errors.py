@@ -41,6 +41,7 @@ class Problem(StrEnum):
     NOT_READY = "not-ready"
     CART_FAILED = "cart-failed"
     CONFLICT = "conflict"
+    NO_COMMON_HASH = "no-common-hash"
     PRECONDITION_FAILED = "precondition-failed"
     RANGE_NOT_SATISFIABLE = "range-not-satisfiable"
     LIMIT_EXCEEDED = "limit-exceeded"
@@ -152,6 +153,13 @@ class Conflict(CartdError):
 
     code = 409
     problem = Problem.CONFLICT
+
+
+class NoCommonHash(CartdError):
+    """The files of the cart do not all have the hash that is needed."""
+
+    code = 409
+    problem = Problem.NO_COMMON_HASH
 
 
 class PreconditionFailed(CartdError):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from cartd.checksum import canonical_name
 from cartd.errors import InvalidUid, Problem, QuotaExceeded, escape
 
 
@@ -317,6 +318,28 @@ class CartFile:
     """Algorithm of a second hash that was computed while it was staged; none without one."""
     also_hash_sum: str | None = field(default=None, compare=False)
     """Lower-case hex."""
+
+
+@dataclass(frozen=True, slots=True)
+class HashTypes:
+    """The hashes that a number of files of a cart have."""
+
+    files: int
+    hash_type: str
+    is_known: bool
+    """Whether that hash is known; not of a file without one before it is staged."""
+    also_hash_type: str | None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The canonical names of the known ones."""
+        first = (self.hash_type,) if self.is_known else ()
+        second = (self.also_hash_type,) if self.also_hash_type is not None else ()
+        return frozenset(map(canonical_name, (*first, *second)))
+
+    def has(self, name: str | None) -> bool:
+        """Whether the files have the hash of this canonical name; the manifest's if it is None."""
+        return self.is_known if name is None else name in self.names
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from http import HTTPStatus
 from typing import IO, Any, TypeVar
 
 from klein import Klein
@@ -13,10 +16,13 @@ from twisted.web.server import Request
 
 from cartd.carts.plan import Planner
 from cartd.carts.submit import Submissions
-from cartd.errors import CartNotFound, InvalidInput, TooLarge
+from cartd.checksum import canonical_name
+from cartd.errors import CartFailed, CartNotFound, InvalidInput, Problem, TooLarge
 from cartd.http.api import CARTS
-from cartd.http.request import RETRY_AFTER, failure_response
-from cartd.http.routes import response, set_header, viewer_of
+from cartd.http.headers import NO_STORE
+from cartd.http.ranges import Representation, evaluate_conditions
+from cartd.http.request import RETRY_AFTER, failure_response, prepare_error
+from cartd.http.routes import conditions_of, response, set_header, viewer_of
 from cartd.http.streaming import send_pieces
 from cartd.manifest import parse_labels
 from cartd.model import Cart, CartStatus, FileStatus
@@ -37,6 +43,9 @@ MAX_ID = 2**63 - 1
 T = TypeVar("T")
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+TEXT = "text/plain; charset=utf-8"
+CHECKSUMS_VERSION = 1
+"""Raised when the lines of checksum files change."""
 CART_STATUSES = {
     **{status.value: status for status in CartStatus if status is not CartStatus.DELETED},
     "failed": CartStatus.ERROR,
@@ -107,6 +116,27 @@ class CartsApi:
             return await send_pieces(request, NDJSON, self._file_lists.lines(cart, query))
         return await send_pieces(request, JSON, self._file_lists.page(cart, query))
 
+    @app.route(f"{CARTS}/<uid>/checksums", methods=["GET"])
+    async def checksums(self, request: Request, uid: str) -> bytes:
+        """Send a checksum file of a ready cart."""
+        hash_type = text(request, "type")
+        try:
+            wanted = None if hash_type is None else canonical_name(hash_type)
+        except ValueError as error:
+            raise InvalidInput(f"type: {error}") from None
+        await self._recovered()
+        cart = await self._find(request, uid)
+        if cart.status is CartStatus.ERROR:
+            raise CartFailed(cart.error, cart.problem)
+        if cart.status is not CartStatus.READY:
+            message = "The cart is not ready, so not all checksums are known"
+            return prepare_error(request, 503, message, problem=Problem.NOT_READY)
+        etag = checksums_etag(cart, wanted)
+        if not_modified(request, etag):
+            return b""
+        lines = self._file_lists.checksums(cart, wanted)
+        return await send_pieces(request, TEXT, lines, etag)
+
     @app.route(f"{CARTS}/<uid>/labels", methods=["PUT"])
     async def labels(self, request: Request, uid: str) -> bytes:
         """Replace the labels of the newest cart."""
@@ -141,6 +171,29 @@ class CartsApi:
     def failed(self, request: Any, failure: Failure) -> bytes:
         """Return the error response for any exception of a route."""
         return failure_response(request, failure)
+
+
+def checksums_etag(cart: Cart, wanted: str | None) -> str:
+    """Return the ETag of a checksum file: a cart's hashes do not change while it is ready."""
+    version = f"{CHECKSUMS_VERSION} {cart.id} {cart.updated!r} {wanted}"
+    return f'"{sha256(version.encode()).hexdigest()[:32]}"'
+
+
+def not_modified(request: Request, etag: str) -> bool:
+    """Set status and headers of a 304 if the client has what ``etag`` names; else return False.
+
+    :raises PreconditionFailed: a condition of the request does not hold.
+    """
+    conditions = replace(conditions_of(request), range=None)
+    decision = evaluate_conditions(
+        request.method.decode("ascii"), conditions, Representation(0, etag), now=0.0
+    )
+    if decision.status != HTTPStatus.NOT_MODIFIED:
+        return False
+    request.setResponseCode(304)
+    set_header(request, "ETag", etag)
+    set_header(request, "Cache-Control", NO_STORE)
+    return True
 
 
 def json_response(request: Request, document: object) -> bytes:

@@ -99,6 +99,15 @@ PROBLEM_TYPES: dict[Problem, ProblemType] = {
         " in another one. Nothing was changed.",
         "Get the status of the cart, and decide again.",
     ),
+    Problem.NO_COMMON_HASH: ProblemType(
+        "The files have no hash in common",
+        "A list of checksums of one type, or a bag, needs the same hash of every staged file. The"
+        " manifest gave other hashes for some of them, and no second hash was computed when they"
+        " were staged.",
+        "Request the checksums without `type`, or the plain tar. Give all files of a manifest the"
+        " same `hashtype`. For the administrator: `[staging] also_hash` has a second hash of every"
+        " file computed.",
+    ),
     Problem.PRECONDITION_FAILED: ProblemType(
         "A condition of the request does not hold",
         "The cart is not in the state that `If-Match`, `If-None-Match` or `If-Unmodified-Since`"

@@ -11,13 +11,16 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from cartd.http.routes import abort, response
+from cartd.http.routes import abort, response, set_header
 
 log = Logger()
 
 
 async def send_pieces(
-    request: Request, content_type: str, pieces: AsyncGenerator[bytes, None]
+    request: Request,
+    content_type: str,
+    pieces: AsyncGenerator[bytes, None],
+    etag: str | None = None,
 ) -> bytes:
     """Send the pieces; return the body of a response of a single piece, for Klein to send.
 
@@ -31,6 +34,8 @@ async def send_pieces(
         first = await anext(pieces, b"")
         second = None if request.method == b"HEAD" else await anext(pieces, None)
         response(request, 200, content_type, first)
+        if etag is not None:
+            set_header(request, "ETag", etag)
         if request.method == b"HEAD":
             request.responseHeaders.removeHeader(b"Content-Length")
             return b""

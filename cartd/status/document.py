@@ -190,6 +190,13 @@ class CartList(Struct, frozen=True, kw_only=True):
     """URL of the next page; absent on the last one."""
 
 
+class Hash(Struct, frozen=True, kw_only=True):
+    """A hash of a file."""
+
+    hashtype: str
+    hashsum: str
+
+
 class File(Struct, frozen=True, kw_only=True):
     """One file of a cart."""
 
@@ -200,6 +207,8 @@ class File(Struct, frozen=True, kw_only=True):
     mtime: datetime | UnsetType = UNSET
     hashtype: str
     hashsum: str | UnsetType = UNSET
+    also: Hash | UnsetType = UNSET
+    """The second hash; absent if none was computed."""
     status: FileStatus
     error: str | UnsetType = UNSET
     problem: str | UnsetType = UNSET

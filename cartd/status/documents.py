@@ -409,6 +409,8 @@ def _download(cart: Cart, url: str) -> Download | UnsetType:
 def _links(cart: Cart, urls: Urls) -> dict[str, str]:
     links = {"self": urls.status, "cart": urls.cart}
     names = ["files", "events", "labels"]
+    if cart.status is CartStatus.READY:
+        names.append("checksums")
     if cart.status is CartStatus.ERROR:
         names.append("retry")
     return links | {name: f"{urls.status}/{name}" for name in names}

@@ -20,7 +20,8 @@ from msgspec.json import Encoder
 
 from cartd.errors import Forbidden
 from cartd.model import Cart, CartFile, CartStatus, FileStatus, Viewer
-from cartd.status.document import CartList, File
+from cartd.status.checksums import encode_lines, line_format
+from cartd.status.document import CartList, File, Hash
 from cartd.status.documents import StatusDocuments
 from cartd.store import Store
 
@@ -111,7 +112,7 @@ class CartLists:
 
 
 class FileLists:
-    """Makes lists of files, as JSON."""
+    """Makes lists of files, as JSON and as checksum files."""
 
     def __init__(self, store: Store, *, base: str) -> None:
         """``base`` is the beginning of URLs, and ends in ``/``."""
@@ -141,6 +142,16 @@ class FileLists:
         with self._counted():
             async for files in self._pieces(cart.id, query):
                 yield _json.encode_lines(list(map(file_document, files)))
+
+    async def checksums(self, cart: Cart, hash_type: str | None) -> AsyncGenerator[bytes, None]:
+        """Yield the staged files as lines of a checksum file; see :func:`line_format`.
+
+        :raises NoCommonHash: not every staged file has the hash ``hash_type``, a canonical name.
+        """
+        line = line_format(await self._store.statuses.hash_types(cart.id), hash_type)
+        with self._counted():
+            async for files in self._pieces(cart.id, FileQuery(status=FileStatus.STAGED)):
+                yield encode_lines(line, files)
 
     async def _pieces(self, cart_id: int, query: FileQuery) -> AsyncIterator[list[CartFile]]:
         after, left = query.after, query.limit
@@ -184,10 +195,17 @@ def file_document(file: CartFile) -> File:
         mtime=_time(file.mtime),
         hashtype=file.hash_type,
         hashsum=file.hash_sum or UNSET,
+        also=_also(file),
         status=file.status,
         error=file.error or UNSET,
         problem=file.problem or UNSET,
     )
+
+
+def _also(file: CartFile) -> Hash | UnsetType:
+    if file.also_hash_type is None or file.also_hash_sum is None:
+        return UNSET
+    return Hash(hashtype=file.also_hash_type, hashsum=file.also_hash_sum)
 
 
 def _time(seconds: int | None) -> datetime | UnsetType:

@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from cartd.model import Cart, CartDetails, CartFile, CartStatus, FileStatus
+from cartd.model import Cart, CartDetails, CartFile, CartStatus, FileStatus, HashTypes
 from cartd.store.database import Database
 from cartd.store.tables import (
     BATCH,
@@ -65,6 +65,25 @@ _PAGES = {
     status: _PAGE.where(file.c.status == literal_column(f"'{status.value}'"))
     for status in FileStatus
 }
+_IS_KNOWN = (file.c.hash_value != "").label("is_known")
+_HASH_TYPES = (
+    select(
+        *in_field_order(
+            HashTypes,
+            {
+                "files": func.count(),
+                "hash_type": file.c.hash_type,
+                "is_known": _IS_KNOWN,
+                "also_hash_type": file.c.also_hash_type,
+            },
+        )
+    )
+    .where(
+        file.c.cart_id == bindparam("cart_id"),
+        file.c.status == literal_column(f"'{FileStatus.STAGED.value}'"),
+    )
+    .group_by(file.c.hash_type, _IS_KNOWN, file.c.also_hash_type)
+)
 _REMAINING = select(
     cart.c.id,
     cart.c.owner,
@@ -163,6 +182,11 @@ class Statuses:
         query = _PAGE if status is None else _PAGES[status]
         page = {"cart_id": cart_id, "after": after, "count": limit}
         return [file_of(row) for row in await self._database.rows(query, page)]
+
+    async def hash_types(self, cart_id: int) -> list[HashTypes]:
+        """Return which hashes the staged files of a cart have, and how many files have them."""
+        rows = await self._database.rows(_HASH_TYPES, {"cart_id": cart_id})
+        return [HashTypes(*row) for row in rows]
 
     async def newest(
         self,

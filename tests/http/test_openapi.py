@@ -171,6 +171,8 @@ def test_limits_are_those_of_the_code() -> None:
 def test_hash_types_are_those_of_fixed_length_in_every_python() -> None:
     of_python = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")}
     assert set(HASH_TYPES) == of_python
+    [of_checksums] = DOCUMENT["paths"]["/-/carts/{uid}/checksums"]["get"]["parameters"]
+    assert of_checksums["schema"]["enum"] == HASH_TYPES
 
 
 # --- the schemas --------------------------------------------------------------------------------
