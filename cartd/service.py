@@ -198,7 +198,7 @@ class Cartd(Service):
             now=components.now,
         )
         self._site = LimitedSite(
-            Routes(rest, api, carts_api, monitoring, ProblemPages(), pages=pages),
+            Routes(rest, api, carts_api, monitoring, ProblemPages(config.public_url), pages=pages),
             REQUEST_RULES,
             reactor,
             limits,

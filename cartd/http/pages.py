@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 from klein import Klein
 from msgspec import UNSET
@@ -39,10 +39,11 @@ from cartd.page.layout import (
     Visitor,
     find_form,
     message_page,
+    prefix_of,
     render,
 )
 from cartd.status.document import FailedFile
-from cartd.status.documents import StatusDocuments
+from cartd.status.documents import StatusDocuments, failed_file
 from cartd.status.listing import CartLists, CartQuery
 from cartd.status.overview import Overviews
 from cartd.store import Store
@@ -111,7 +112,7 @@ class Pages:
         self._lists = lists
         self._listed = listed
         self._public_url = None if public_url is None else public_url.rstrip("/")
-        self._prefix = urlsplit(self._public_url or "").path
+        self._prefix = prefix_of(public_url)
         self._now = now
 
     @app.route(ASSET_PATH, methods=["GET"])
@@ -198,10 +199,7 @@ class Pages:
         files = await self._store.statuses.files(
             cart.id, status=FileStatus.ERROR, after=after, limit=FAILED_ON_A_PAGE + 1
         )
-        return [
-            FailedFile(position=f.position, id=f.archive_id, path=f.path, error=f.error)
-            for f in files
-        ]
+        return [failed_file(file) for file in files]
 
     @app.route(f"{CARTS}/<uid>/form", methods=["POST"])
     async def act(self, request: Request, uid: str) -> bytes:

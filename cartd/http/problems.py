@@ -19,11 +19,10 @@ from cartd.http.headers import quality_of
 from cartd.http.problem_types import PROBLEM_TYPES
 from cartd.http.request_limits import path_segments, route_path
 from cartd.model import MAX_UID_LENGTH
+from cartd.page.problems import PROBLEMS
 
 JSON = b"application/json"
 PROBLEM_JSON = b"application/problem+json"
-PROBLEMS = "/-/problems"
-"""The path of the pages about the problem types."""
 
 _BY_STATUS = {
     401: Problem.UNAUTHENTICATED,

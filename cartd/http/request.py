@@ -410,17 +410,17 @@ class AuthResource(Resource):
             elif not self._rules.is_public(request.method, route_path(request.postpath)):
                 for name, value in self._authenticator.headers(found):
                     request.responseHeaders.addRawHeader(name, value)
-                _reject_unauthenticated(request, found)
+                _reject_unauthenticated(request, found, tokens=self._authenticator.tokens)
                 return NOT_DONE_YET
         return self._routes.render(request)
 
 
-def _reject_unauthenticated(request: Any, error: CartdError) -> None:
+def _reject_unauthenticated(request: Any, error: CartdError, *, tokens: bool) -> None:
     logged = not isinstance(error, NoCredentials)
     early = EarlyResponse.of(error, logged=logged)
     body = prepare_early(request, early)
     if request.method == b"GET" and prefers_html(header_field(request, "accept") or ""):
-        body = sign_in_page(str(error))
+        body = sign_in_page(str(error), request.channel.rules.problem_base, tokens=tokens)
         for name, value in (*HEADERS, ("Content-Type", HTML), ("Content-Length", str(len(body)))):
             request.setHeader(name, value)
     if request.method != b"HEAD":

@@ -45,7 +45,6 @@ from cartd.http.headers import (
     content_disposition,
     escape_header,
 )
-from cartd.http.problems import PROBLEMS
 from cartd.http.ranges import (
     CONDITIONAL,
     UNCONDITIONAL,
@@ -64,6 +63,7 @@ from cartd.http.request import (
     prepare_error,
 )
 from cartd.model import Cart, CartStatus, Viewer
+from cartd.page.problems import PROBLEMS
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import ClientDisconnected
 from cartd.status.documents import StatusDocuments

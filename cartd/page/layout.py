@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred
 from twisted.web.template import Tag, flattenString, tags
@@ -69,6 +70,13 @@ class Page:
     """The entry of the navigation that is this page."""
 
 
+def rendered(page: Page, visitor: Visitor) -> bytes:
+    """Return a page as HTML at once; nothing in it may be asynchronous."""
+    found: list[bytes] = []
+    Deferred.fromCoroutine(render(page, visitor)).addCallback(found.append)
+    return found[0]
+
+
 async def render(page: Page, visitor: Visitor) -> bytes:
     """Return the page as HTML."""
     html = tags.html(lang="en")(
@@ -83,6 +91,11 @@ async def render(page: Page, visitor: Visitor) -> bytes:
     if visitor.prefix:
         _with_prefix(html, visitor.prefix)
     return b"<!DOCTYPE html>\n" + await flattenString(None, html)
+
+
+def prefix_of(public_url: str | None) -> str:
+    """Return the path below which a proxy offers the service whose address is ``public_url``."""
+    return urlsplit(public_url or "").path.rstrip("/")
 
 
 def base_of(visitor: Visitor) -> dict[str, str]:
@@ -180,21 +193,26 @@ def find_form() -> Tag:
     )  # fmt: skip
 
 
-def sign_in_page(message: str) -> bytes:
-    """Return the page that a browser shows if its user does not sign in."""
+def sign_in_page(message: str, public_url: str | None = None, *, tokens: bool = True) -> bytes:
+    """Return the page that a browser shows if its user does not sign in.
+
+    ``tokens``: whether users authenticate by tokens, rather than by a proxy.
+    """
     page = message_page(
         "Sign in",
-        message,
+        f"{message.rstrip('.')}.",
         tags.p(
-            "The browser asks for your name and your token, as the password, when you ",
-            tags.a("try again", href=""),
-            ".",
+            tags.a("Sign in", role="button", href=""),
+            tags.span(
+                "The browser asks for your name, and for your token as the password."
+                if tokens
+                else "It is possible through the proxy only.",
+                class_="quiet",
+            ),
+            class_="action",
         ),
     )
-    rendered: list[bytes] = []
-    # Nothing in it is asynchronous.
-    Deferred.fromCoroutine(render(page, Visitor("", auth=True))).addCallback(rendered.append)
-    return rendered[0]
+    return rendered(page, Visitor("", prefix=prefix_of(public_url), auth=True))
 
 
 def message_page(title: str, text: str, *more: Tag) -> Page:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -222,6 +223,11 @@ def test_missing_token_is_a_problem(tmp_path: Path) -> None:
             assert said["type"] == "https://carts.example/x/-/problems/unauthenticated"
         page = ask(site.port, request("GET", "/-/problems/unauthenticated"))
         assert page.status == 200
+        # The pages that need no token load what they need below the path of the proxy.
+        for path in ("/-/problems/unauthenticated", "/-/carts"):
+            html = ask_any(site.port, request("GET", path, "Accept: text/html")).body.decode()
+            paths = re.findall('(?:href|src)="(/[^"]*)', html)
+            assert len(paths) > 5 and all(one.startswith("/x/") for one in paths), path
 
 
 def ask_any(port: int, sent: bytes) -> WireAnswer:
@@ -320,7 +326,7 @@ def test_every_type_has_its_page(site: CartSite, name: Problem) -> None:
     assert text.body.decode().startswith(f"{name}: {about.title}\n")
     html = ask(site.port, request("GET", f"/-/problems/{name}", "Accept: text/html,*/*;q=0.8"))
     assert html.headers["content-type"] == "text/html; charset=utf-8"
-    assert f"<title>{about.title}</title>" in html.body.decode()
+    assert f"<title>{escape(about.title, quote=False)} \u2013 cartd</title>" in html.body.decode()
     for answer in (text, html):
         assert answer.status == 200
         assert answer.headers["vary"] == "Accept"
@@ -337,7 +343,7 @@ def test_all_types_are_listed(site: CartSite) -> None:
 @pytest.mark.parametrize("path", ["/-/problems", "/-/problems/", "/-/problems/no-space"])
 def test_links_lead_to_pages(site: CartSite, path: str) -> None:
     page = ask(site.port, request("GET", path, "Accept: text/html")).body.decode()
-    links = {urljoin(path, link) for link in re.findall("href='([^']*)'", page)}
+    links = {urljoin(path, link) for link in re.findall('(?:href|src)="([^"#]*)', page)}
     assert links
     assert all(ask(site.port, request("GET", link)).status == 200 for link in links)
 

@@ -54,6 +54,21 @@ def assert_all_is_well(page: Browser, site: CartSite) -> None:
     assert page.errors() == []
 
 
+def show_unauthenticated(page: Browser, path: str) -> None:
+    """Show the page of a 401, for which chromium would ask for a token in a dialog."""
+    page.driver.execute_async_script(
+        "const [path, done] = arguments;"
+        "const parsed = (text) => new DOMParser().parseFromString(text, 'text/html');"
+        "fetch(path, {credentials: 'omit', headers: {Accept: 'text/html'}})"
+        ".then((answer) => answer.text())"
+        ".then((text) => document.documentElement.replaceWith(parsed(text).documentElement))"
+        ".then(done)",
+        path,
+    )
+    loaded = "return document.styleSheets.length == 2"
+    page.wait_for("the styles", lambda: page.driver.execute_script(loaded))
+
+
 def test_a_cart_is_followed_until_its_tar_is_downloaded_and_unpacked(
     page: Browser, site: CartSite
 ) -> None:
@@ -119,9 +134,15 @@ def test_a_cart_is_found_and_deleted_with_the_keyboard_only(page: Browser, site:
     assert_all_is_well(page, site)
 
 
-def test_start_page_list_and_service_are_readable(page: Browser, site: CartSite) -> None:
+def test_start_page_list_service_and_problems_are_readable(page: Browser, site: CartSite) -> None:
     site.stage("listed", {"a": b"x"}, labels=["night-2"])
-    for path, name in (("/", "start"), ("/-/carts", "list"), ("/-/admin", "service")):
+    for path, name in (
+        ("/", "start"),
+        ("/-/carts", "list"),
+        ("/-/admin", "service"),
+        ("/-/problems", "problems"),
+        ("/-/problems/hash-mismatch", "problem"),
+    ):
         page.open(site.cartd.url + path)
         page.review(name)
     page.open(f"{site.cartd.url}/-/carts?label=night-2")
@@ -176,6 +197,9 @@ def test_a_user_signs_in_with_a_token_and_sees_own_carts_only(
             assert posted.status == 201
         page.open(f"{site.cartd.url}/")
         assert "Sign in" in page.text("nav")
+        show_unauthenticated(page, "/-/carts")
+        assert page.text("h1") == "Sign in"
+        page.review("sign-in")
         url = site.cartd.url.replace("://", f"://alice:{alice}@")
         page.open(f"{url}/-/carts/of-alice")
         page.wait_for("the cart is ready", lambda: page.all("a.download"))
