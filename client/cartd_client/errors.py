@@ -11,7 +11,8 @@ name                   exit    meaning
 ``not-supported``      1       the service does not have what the request needs
 ``request-rejected``   1       the service rejects the request: sending it again does not help
 ``invalid-manifest``   1       the manifest cannot be read, or breaks a rule
-``usage``              2       the command line or a setting is wrong
+``invalid-setting``    1       a setting, or a file that it names, is missing or invalid
+``usage``              2       the command line, or an argument of a method, is wrong
 ``no-such-cart``       3       no cart of this uid exists
 ``partial``            4       what came is right, but files are missing
 ``cart-failed``        5       the cart is in error
@@ -135,12 +136,19 @@ class InvalidManifest(ClientError):
     title = "The manifest is invalid"
 
 
+class InvalidSetting(ClientError):
+    """A setting of the command, or a file that it names, is missing or invalid."""
+
+    name = "invalid-setting"
+    title = "A setting is missing or invalid"
+
+
 class UsageError(ClientError):
-    """The command line or a setting is wrong."""
+    """The command line, or an argument of a method, is wrong."""
 
     exit_status = ExitStatus.USAGE
     name = "usage"
-    title = "The command line or a setting is wrong"
+    title = "The command line is wrong"
 
 
 class NoSuchCart(ClientError):

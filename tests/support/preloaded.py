@@ -40,7 +40,7 @@ from tests.support import coverage_data
 
 LOADED = (
     *("cartd.components", "cartd.options", "cartd.cli.main", "cartd.http.server"),
-    "cartd.directory_archive.directory",
+    *("cartd.directory_archive.directory", "cartd_client.cli.main", "rich.live"),
     *("alembic.script", "sqlalchemy.dialects.sqlite", "treq", "werkzeug"),
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
 )

@@ -1,0 +1,1 @@
+"""The command ``cart``: options, output, progress and exit statuses over the Python API."""
