@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLD := $(VENV)/old-requests/.ready
+PACIFICA := $(VENV)/pacifica-cartd/.ready
 MINUTES := 60
 
 # With it, each start of the service, of which the tests make hundreds, would compile all modules again.
@@ -41,6 +42,11 @@ $(OLD): tests/support/old-requests.txt $(READY)
 		--target $(@D) -r tests/support/old-requests.txt
 	touch $@
 
+$(PACIFICA): tests/support/pacifica-cartd.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(@D) -r tests/support/pacifica-cartd.txt
+	touch $@
+
 demo: $(READY)
 	@demo/tools curl tar
 	@BIN=$(BIN) demo/demo
@@ -58,11 +64,11 @@ define TEST_TOOLS
 @demo/tools chromium chromedriver
 endef
 
-test: $(READY) $(OLD)
+test: $(READY) $(OLD) $(PACIFICA)
 	$(TEST_TOOLS)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-coverage: $(READY) $(OLD)
+coverage: $(READY) $(OLD) $(PACIFICA)
 	$(TEST_TOOLS)
 	rm -rf .coverage htmlcov .screenshots
 	status=0; $(BIN)/coverage run -m pytest -n auto --dist worksteal $(ARGS) || status=$$?; \

@@ -466,11 +466,15 @@ _BY_STATUS: dict[int, type[ClientError]] = {
 }
 
 
+_WITHOUT_INTERFACE = frozenset({400, 404, 405, 415, 500, 501})
+"""What a Pacifica Cartd answers at ``/-/``, for which it has no method: cartd sends a problem."""
+
+
 def _kind(status: int, name: str, response: Response) -> type[ClientError]:
-    if status == http.HTTPStatus.NOT_FOUND and name != "no-such-cart":
-        # A service without this interface knows nothing at this path; one of Pacifica's has no
-        # problem documents, and only carts.
-        return NotSupported if name or "/-/" in response.url else NoSuchCart
+    if not name and status in _WITHOUT_INTERFACE and "/-/" in response.url:
+        return NotSupported
+    if name == "not-found":
+        return NotSupported
     if status == http.HTTPStatus.INTERNAL_SERVER_ERROR and (
         name == "cart-failed" or (not name and response.headers.get("X-Pacifica-Status") == "error")
     ):

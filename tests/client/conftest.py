@@ -10,7 +10,9 @@ import pytest
 from cartd.auth import TokenFile
 from cartd_client import Client
 from tests.support.cart_site import CartSite, cart_site
+from tests.support.pacifica_cartd import pacifica_cartd
 from tests.support.scripted_server import ScriptedServer
+from tests.support.served_directory import ServedDirectory, served_directory
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,14 @@ def scripted() -> Iterator[Callable[..., ScriptedServer]]:
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture(scope="module")
+def pacifica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ServedDirectory]]:
+    """URL and archive of a Pacifica Cartd 0.7.0."""
+    directory = tmp_path_factory.mktemp("pacifica")
+    with (
+        served_directory(directory) as archive,
+        pacifica_cartd(directory / "cartd", archive.url) as url,
+    ):
+        yield url, archive
