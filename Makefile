@@ -83,6 +83,7 @@ picture: $(READY)
 	$(BIN)/python -m tests.support.page_picture
 
 docs: $(READY)
+	$(BIN)/python -m tests.support.client_page
 	$(BIN)/python -m tests.support.configuration_page
 	$(BIN)/python -m tests.support.problems_page
 	$(BIN)/python -m tests.support.metrics_table
