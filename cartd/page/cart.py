@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import quote
 
 from msgspec import UNSET
 from twisted.web.template import Tag, tags
 
-from cartd.model import CartStatus
+from cartd.model import CartFormat, CartStatus
 from cartd.page.layout import Page, Visitor, base_of, form, moment
+from cartd.page.problems import PROBLEMS
 from cartd.page.units import count, percent, size, span, transfer
 from cartd.status.document import Cause, FailedFile, Outcome, Phase, Status
 
@@ -18,6 +19,8 @@ LINE_RATES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
 """Speeds of networks, in bytes per second."""
 SEGMENTS = ("staged", "fetching", "recalling", "failed")
 """The parts of the bar, from left to right; the rest waits."""
+MIN_FAILED = 2.0
+"""Percent of the bar that failed files take at least: one of a million is visible, too."""
 
 _STATES = {
     Phase.QUEUED: "waiting",
@@ -33,6 +36,11 @@ _WAITING = {
     Cause.TURN: "in the queue",
 }
 _OUTCOMES = {Outcome.COMPLETE: "ready", Outcome.PARTIAL: "partial", Outcome.FAILED: "failed"}
+_PROGRAMS = {
+    "blake2b": "b2sum",
+    **{name: f"{name}sum" for name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")},
+}
+"""The programs of GNU coreutils, by the hashes that they check."""
 _LEGEND = {"staged": "staged", "fetching": "being fetched", "recalling": "on tape",
            "failed": "failed", "waiting": "waiting"}  # fmt: skip
 
@@ -54,11 +62,12 @@ def state(status: Status) -> str:
 
 
 def done(status: Status) -> float:
-    """Return the percentage that is done."""
-    if status.progress is not UNSET:
-        return status.progress
-    if status.outcome is not None and status.outcome is not Outcome.FAILED:
-        return 100.0
+    """Return the percentage that is here: of the files, if some are missing in a ready cart."""
+    if status.outcome is not Outcome.PARTIAL:
+        if status.progress is not UNSET:
+            return status.progress
+        if status.outcome is Outcome.COMPLETE:
+            return 100.0
     return 100.0 * status.files.staged / max(1, status.files.total)
 
 
@@ -76,8 +85,10 @@ def segments(status: Status) -> list[tuple[str, float, float]]:
             ("failed", files.failed),
         )
     }
-    shares["staged"] = done(status)
-    shares["failed"] = min(shares["failed"], 100 - shares["staged"])
+    staged = done(status)
+    if files.failed:
+        shares["failed"] = max(MIN_FAILED, min(shares["failed"], 100 - staged))
+    shares["staged"] = min(staged, 100 - shares["failed"])
     left = 100 - shares["staged"] - shares["failed"]
     scale = min(1.0, left / max(left, shares["fetching"] + shares["recalling"], 1e-9))
     at, found = 0.0, []
@@ -117,17 +128,29 @@ def name_of(status: Status) -> str:
     return status.uid if status.name is UNSET else status.name
 
 
-def cart_page(status: Status, visitor: Visitor, failed: Sequence[FailedFile], more: int) -> Page:
+def cart_page(
+    status: Status,
+    visitor: Visitor,
+    failed: Sequence[FailedFile],
+    more: int,
+    hash_types: Collection[str] = (),
+) -> Page:
     """Return the page of a cart.
 
-    ``failed``: the failed files to show, and ``more``: the number of those that follow.
+    ``failed``: the failed files to show, and ``more``: the number of those that follow;
+    ``hash_types``: the hashes in the list of checksums of a ready cart, by their names in hashlib.
     """
     url = cart_url(status.uid)
     finished = status.outcome is not None
+    failures = []
+    if status.files.failed or failed:
+        failures.append(_failures(status, visitor, failed, more))
+    download = [] if status.outcome is Outcome.FAILED else [_download(status, visitor, hash_types)]
+    partial = status.outcome is Outcome.PARTIAL
     main = Tag("main")(
         _progress(status),
-        *([_failures(status, visitor, failed, more)] if status.files.failed or failed else []),
-        *([] if status.outcome is Outcome.FAILED else [_download(status, visitor)]),
+        # The list may be long: what can be downloaded all the same comes before it.
+        *((*download, *failures) if partial else (*failures, *download)),
         _after(status, visitor),
         tags.p("", role="status", class_="hidden"),
     )
@@ -210,52 +233,111 @@ def _fact(field: str, name: str, value: str) -> Tag:
     return fact if value else fact(hidden="")
 
 
-def _download(status: Status, visitor: Visitor) -> Tag:
+def _download(status: Status, visitor: Visitor, hash_types: Collection[str]) -> Tag:
     filename = download_name(status)
-    path = f"/{quote(status.uid, safe='')}?filename={quote(filename, safe='')}"
     ready = status.status is CartStatus.READY
     length = status.bytes.total
     if status.download is not UNSET and status.download.length is not UNSET:
         length = status.download.length
-    if ready:
-        button = tags.a("Download", role="button", href=path, class_="download", download=filename)
-    else:
-        button = tags.button("Download", class_="download", disabled="")
-        button(**{"aria-describedby": "why"})
-    reason = tags.span("It is possible as soon as all files are staged.", id="why", class_="quiet")
-    action = tags.p(button, class_="action")
-    article = tags.article(tags.h2("Download"), action if ready else action(" ", reason))
+    article = tags.article(tags.h2("Download"), _buttons(status, filename))
     if length is not UNSET:
         times = [f"{transfer(length / rate)} at {name}" for name, rate in LINE_RATES]
         if length < LINE_RATES[0][1] * 10:
             times = times[:1]
         article(tags.p(tags.b(size(length)), ": ", ", ".join(times), "."))
     secret = f"-u {shlex.quote(visitor.user)} " if visitor.user and visitor.tokens else ""
-    url = shlex.quote(visitor.base_url + path)
+    waits = "" if ready else "It waits until the cart is ready. "
     article(
-        tags.p("In a terminal; the same line resumes a download that was interrupted:"),
-        _command(f"curl -f {secret}-C - -o {shlex.quote(filename)} {url}"),
-        _verification(status, visitor, filename, secret),
+        tags.p(
+            "In a terminal, ",
+            tags.code("cart"),
+            f" downloads, verifies and unpacks in one step. {waits}The same line resumes what was"
+            " interrupted:",
+        ),
+        command(_client_line(status, visitor, filename)),
+        tags.p("Or with curl, where the same line resumes, too:"),
+        command(_curl(secret, visitor.base_url + _path(status, filename), filename)),
     )
-    return article
+    return article(*_verification(status, visitor, filename, secret, hash_types))
 
 
-def _verification(status: Status, visitor: Visitor, filename: str, secret: str) -> Tag:
-    folder = filename.removesuffix(".tar")
-    files = shlex.quote(f"{visitor.base_url}{cart_url(status.uid)}/files")
-    convert = shlex.quote('"\\(.hashtype|ascii_upcase) (\\(.path)) = \\(.hashsum)"')
-    return tags.details(
+def _buttons(status: Status, filename: str) -> Tag:
+    action = tags.p(class_="action")
+    if status.status is not CartStatus.READY:
+        button = tags.button("Download", class_="download", disabled="")
+        reason = "It is possible as soon as all files are staged."
+        return action(
+            button(**{"aria-describedby": "why"}), tags.span(reason, id="why", class_="quiet")
+        )
+    path = _path(status, filename)
+    action(tags.a("Download", role="button", href=path, class_="download", download=filename))
+    if status.download is not UNSET and CartFormat.BAG in status.download.formats:
+        name = bag_name(filename)
+        bag = tags.a("Download as a bag", role="button", class_="bag", download=name)
+        note = "A bag is a tar that contains the checksums of its files (BagIt 1.0)."
+        action(
+            bag(href=_path(status, name, CartFormat.BAG), **{"aria-describedby": "bag"}),
+            tags.span(note, id="bag", class_="quiet"),
+        )
+    return action
+
+
+def _path(status: Status, filename: str, format_: CartFormat = CartFormat.TAR) -> str:
+    """Return the path of a download."""
+    asked = "" if format_ is CartFormat.TAR else f"format={format_}&"
+    return f"/{quote(status.uid, safe='')}?{asked}filename={quote(filename, safe='')}"
+
+
+def _client_line(status: Status, visitor: Visitor, filename: str) -> str:
+    base, uid = shlex.quote(visitor.base_url), shlex.quote(status.uid)
+    return f"cart --url {base} get {uid} -x {shlex.quote(_folder(filename))}"
+
+
+def _curl(secret: str, url: str, filename: str) -> str:
+    return f"curl -f {secret}-C - -o {shlex.quote(filename)} {shlex.quote(url)}"
+
+
+def _verification(
+    status: Status, visitor: Visitor, filename: str, secret: str, hash_types: Collection[str]
+) -> list[Tag]:
+    """Return how to check the files, if coreutils has a program for all their hashes."""
+    program = checking_program(hash_types)
+    if "checksums" not in status.links or program is None:
+        return []
+    url = shlex.quote(f"{visitor.base_url}{cart_url(status.uid)}/checksums")
+    details = tags.details(
         tags.summary("How to check the files"),
         tags.p(
             "Each file was compared with its size and its hash before it got here. To compare the"
-            " unpacked files with the same hashes, with jq and GNU coreutils 9:"
+            " unpacked files with the same hashes:"
         ),
-        _command(
-            f"tar xf {shlex.quote(filename)}\ncd {shlex.quote(folder)}\n"
-            f"curl -sf {secret}-H 'Accept: application/x-ndjson' {files} |\n"
-            f"  jq -r {convert} | cksum -c --quiet"
+        command(
+            f"tar xf {shlex.quote(filename)}\n"
+            f"cd {shlex.quote(_folder(filename))}\n"
+            f"curl -sf {secret}{url} | {program} -c --quiet"
         ),
     )
+    return [details]
+
+
+def checking_program(hash_types: Collection[str]) -> str | None:
+    """Return the program of GNU coreutils that checks files with these hashes; None without one.
+
+    Lines of several hashes have tags, which ``cksum`` reads.
+    """
+    programs = {_PROGRAMS.get(one) for one in hash_types}
+    if len(programs) > 1 and None not in programs:
+        return "cksum"
+    return programs.pop() if len(programs) == 1 else None
+
+
+def bag_name(filename: str) -> str:
+    """Return the name of the bag beside a tar: a download is never resumed with the other one."""
+    return f"{_folder(filename)}-bag.tar"
+
+
+def _folder(filename: str) -> str:
+    return filename.removesuffix(".tar")
 
 
 def download_name(status: Status) -> str:
@@ -263,37 +345,43 @@ def download_name(status: Status) -> str:
     name = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in name_of(status))
     while len(name.encode()) > 200:
         name = name[:-1]
-    return f"{name.strip('. ') or 'cart'}.tar"
+    return f"{name.rstrip('. ').lstrip('-. ') or 'cart'}.tar"
 
 
-def _command(line: str) -> Tag:
+def command(line: str) -> Tag:
+    """Return lines for a terminal, which the script gives a button to copy them."""
     return tags.div(tags.pre(tags.code(line), tabindex="0"), class_="command")
 
 
 def _failures(status: Status, visitor: Visitor, failed: Sequence[FailedFile], more: int) -> Tag:
     url = cart_url(status.uid)
-    number = status.files.failed if status.failed is UNSET else status.failed.count
-    article = tags.article(tags.h2(f"{count(number, 'file')} failed"))
-    if status.status is CartStatus.ERROR:
+    article = tags.article(tags.h2(_failed_heading(status)))
+    partial = status.outcome is Outcome.PARTIAL
+    if partial:
+        article(
+            tags.p(
+                "The tar has all others, and beside them a list of what is missing, ",
+                tags.code(f"{_folder(download_name(status))}.missing.json"),
+                ".",
+            )
+        )
+    if partial or status.outcome is Outcome.FAILED:
+        note = "What is staged already is kept."
+        if partial:
+            note += " If files arrive, the download changes: begin it anew then."
         article(
             form(
                 visitor,
                 f"{url}/form",
                 tags.input(type="hidden", name="action", value="retry"),
-                tags.button("Retry the failed files", type="submit"),
-                tags.p("What is staged already is kept.", class_="quiet"),
+                tags.button(f"Retry the {'missing' if partial else 'failed'} files", type="submit"),
+                tags.p(note, class_="quiet"),
             )
         )
     if failed:
-        body = tags.tbody(
-            *(tags.tr(tags.th(one.path, scope="row"), tags.td(one.error)) for one in failed)
-        )
         head = tags.thead(tags.tr(tags.th("File", scope="col"), tags.th("Reason", scope="col")))
-        article(
-            tags.div(tags.table(head, body), class_="scroll", tabindex="0", role="region")(
-                **{"aria-label": "Failed files"}
-            )
-        )
+        body = tags.tbody(*map(_failed_row, failed))
+        article(tags.table(head, body, class_="cards files"))
     if more > 0:
         article(
             tags.p(
@@ -302,6 +390,22 @@ def _failures(status: Status, visitor: Visitor, failed: Sequence[FailedFile], mo
             )
         )
     return article
+
+
+def _failed_heading(status: Status) -> str:
+    number = status.files.failed if status.failed is UNSET else status.failed.count
+    if status.outcome is not Outcome.PARTIAL:
+        return f"{count(number, 'file')} failed"
+    verb = "is" if number == 1 else "are"
+    return f"{number:,} of {count(status.files.total, 'file')} {verb} missing"
+
+
+def _failed_row(failed: FailedFile) -> Tag:
+    reason = tags.td(failed.error)
+    if failed.problem is not UNSET:
+        name = str(failed.problem)
+        reason(" ", tags.a(name, href=f"{PROBLEMS}/{name}", class_="problem"))
+    return tags.tr(tags.th(failed.path, scope="row"), reason)
 
 
 def _after(status: Status, visitor: Visitor) -> Tag:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -9,10 +10,10 @@ from msgspec import UNSET
 from twisted.web.template import Tag, tags
 
 from cartd.model import CartStatus
-from cartd.page.cart import bar, cart_url, done, name_of, state
+from cartd.page.cart import bar, cart_url, command, done, name_of, state
 from cartd.page.layout import Page, Visitor, base_of, find_form, form
 from cartd.page.units import age, percent, size, utc
-from cartd.status.document import Status
+from cartd.status.document import Outcome, Status
 
 CARTS = "/-/carts"
 REFRESH_SECONDS = "10"
@@ -48,17 +49,23 @@ def start_page(visitor: Visitor, carts: Sequence[Status], now: datetime) -> Page
                 tags.p(sign_in, class_="action"),
             )
         )
-    post = f"curl -X POST --upload-file manifest.json {visitor.base_url}/my-cart"
+    base = shlex.quote(visitor.base_url)
     main(
         tags.article(
-            tags.h2("For programs"),
+            tags.h2("In a terminal"),
             tags.p(
-                "Post a manifest under a uid of your choice, poll its status, download its tar."
-                " The ",
+                tags.code("cart"),
+                " posts a manifest, waits, downloads, verifies and unpacks its files. The same line"
+                " goes on if it was interrupted:",
+            ),
+            command(f"cart --url {base} fetch manifest.json -d my-data"),
+            tags.p(
+                "Without it: post a manifest under a uid of your choice, poll its status, download"
+                " its tar. The ",
                 tags.a("API description", href="/-/openapi.json"),
                 " has all requests.",
             ),
-            tags.div(tags.pre(tags.code(post), tabindex="0"), class_="command"),
+            command(f"curl -X POST --upload-file manifest.json {base}/my-cart"),
         )
     )
     return Page("Start", main(**base_of(visitor)), here="/")
@@ -120,6 +127,10 @@ def _row(visitor: Visitor, status: Status, now: datetime, *, delete: bool) -> Ta
     posted = tags.time(age(status.created, now), datetime=stamp, title=utc(status.created))
     owner = [] if status.owner is UNSET or status.owner == visitor.user else [status.owner]
     notes = [*owner, *([] if status.name is UNSET else [status.uid])]
+    failed = []
+    if status.files.failed:
+        what = "missing" if status.outcome is Outcome.PARTIAL else "failed"
+        failed.append(tags.div(f"{status.files.failed:,} {what}", class_="quiet"))
     row = tags.tr(
         tags.th(
             tags.a(name_of(status), href=cart_url(status.uid)),
@@ -127,7 +138,7 @@ def _row(visitor: Visitor, status: Status, now: datetime, *, delete: bool) -> Ta
             *(tags.span(label, class_="label") for label in status.labels),
             scope="row",
         ),
-        tags.td(state(status)),
+        tags.td(state(status), *failed),
         tags.td(bar(status, small=True), tags.span(percent(done(status)), class_="quiet")),
         tags.td(length, class_="number"),
         tags.td(posted(**{"data-age": "1"}), class_="number"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -58,13 +59,32 @@ READY = replace(
     download=Download(url="/my-cart", length=12_500_000_000, formats=["tar"]),
 )
 FAILED = replace(READY, status=CartStatus.ERROR, outcome=Outcome.FAILED, progress=66.0)
+PARTIAL = replace(
+    READY,
+    outcome=Outcome.PARTIAL,
+    files=Files(total=1610, staged=1607, failed=3, linked=0, waiting=0),
+)
+BAGGED = replace(
+    READY,
+    download=Download(url="/my-cart", formats=["tar", "bag"]),
+    links={**READY.links, "checksums": "/-/carts/my-cart/checksums"},
+)
+MISSING = FailedFile(
+    position=41, id="9", path="a/b", error="it is not there", problem="file-not-in-archive"
+)
 HALF = Files(total=4, staged=2, failed=2, linked=0, waiting=0)
 VISITOR = Visitor("http://localhost:8081")
 
 
-def html(status: Status, *failed: FailedFile, more: int = 0, visitor: Visitor = VISITOR) -> str:
+def html(
+    status: Status,
+    *failed: FailedFile,
+    more: int = 0,
+    visitor: Visitor = VISITOR,
+    hash_types: Sequence[str] = (),
+) -> str:
     found: list[bytes] = []
-    page = cart_page(status, visitor, failed, more)
+    page = cart_page(status, visitor, failed, more, hash_types)
     Deferred.fromCoroutine(render(page, visitor)).addCallback(found.append)
     return found[0].decode()
 
@@ -110,6 +130,39 @@ def test_only_a_ready_cart_can_be_downloaded() -> None:
     assert "Download" not in html(FAILED)
 
 
+def test_a_partial_cart_says_what_is_missing_and_is_offered_all_the_same() -> None:
+    page = html(PARTIAL, MISSING)
+    assert "<title>Partial \u00b7 my-cart" in page and "99 %, partial" in page
+    assert "<h2>3 of 1,610 files are missing</h2>" in page
+    assert "it is not there" in page
+    assert 'href="/-/problems/file-not-in-archive"' in page
+    assert "Retry the missing files" in page
+    download = 'href="/my-cart?filename=my-cart.tar"'
+    assert 0 < page.index(download) < page.index("are missing</h2>")
+    one = replace(PARTIAL.files, total=1, staged=0, failed=1)
+    assert "<h2>1 of 1 file is missing</h2>" in html(replace(PARTIAL, files=one))
+
+
+def test_a_bag_is_offered_where_there_is_one() -> None:
+    assert 'href="/my-cart?format=bag&amp;filename=my-cart-bag.tar"' in html(BAGGED)
+    for status in (READY, STAGING, FAILED):
+        assert "format=bag" not in html(status)
+
+
+@pytest.mark.parametrize(
+    ("hash_types", "program"),
+    [(["sha256"], "sha256sum"), (["md5"], "md5sum"), (["blake2b"], "b2sum"),
+     (["sha1", "sha512"], "cksum"), (["sha3_256"], None), (["sha1", "sha3_256"], None), ([], None)],
+)  # fmt: skip
+def test_the_checksums_are_checked_by_the_program_for_them(
+    hash_types: list[str], program: str | None
+) -> None:
+    page = html(BAGGED, hash_types=hash_types)
+    line = "curl -sf http://localhost:8081/-/carts/my-cart/checksums | "
+    assert (f"{line}{program} -c --quiet" in page) is (program is not None)
+    assert ("How to check" in page) is (program is not None)
+
+
 def test_only_an_unfinished_cart_refreshes_itself_and_has_events() -> None:
     assert 'content="10; url=/-/carts/my-cart"' in html(STAGING)
     assert 'data-events="/-/carts/my-cart/events"' in html(STAGING)
@@ -134,6 +187,7 @@ def test_failed_files_are_listed_with_their_reasons_and_the_next_page() -> None:
 def test_below_the_path_of_a_proxy_all_addresses_begin_with_it() -> None:
     visitor = Visitor("https://example.org/carts", prefix="/carts", auth=True)
     page = html(STAGING, visitor=visitor) + html(READY, visitor=visitor)
+    page += html(BAGGED, visitor=visitor) + html(PARTIAL, MISSING, visitor=visitor)
     addresses = re.findall(r'(?:href|src|action|data-[a-z]+)="(/[^"]*)|url=([^"]*)', page)
     assert len(addresses) > 20
     assert all((one or other).startswith("/carts/") for one, other in addresses)
@@ -164,10 +218,20 @@ def test_the_command_is_one_word_for_the_shell() -> None:
     assert "-o 'a'\"'\"'b.tar'" in page.replace("&quot;", '"')
 
 
+def test_the_client_is_told_where_the_cart_is() -> None:
+    line = "cart --url http://localhost:8081 get my-cart -x "
+    for status in (READY, STAGING, PARTIAL):
+        assert f"{line}my-cart<" in html(status)
+    assert f"{line}'a b'<" in html(replace(READY, name="a b"))
+    assert "cart --url" not in html(FAILED)
+
+
 @given(text=st.text(min_size=1, max_size=300))
+@example(text="--")
+@example(text="-.x")
 def test_the_name_of_the_tar_is_valid(text: str) -> None:
     name = download_name(replace(READY, name=text))
-    assert check_filename(name) == name
+    assert check_filename(name) == name and not name.startswith("-")
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
@@ -187,13 +251,15 @@ def test_the_parts_of_the_bar_fill_at_most_all_of_it(
 def test_a_failed_file_is_visible_however_much_is_fetched() -> None:
     files = replace(STAGING.files, total=100, staged=50, fetching=20, recalling=40, failed=1)
     parts = {name: width for name, _, width in segments(replace(STAGING, files=files))}
-    assert parts == {"staged": 48.4, "fetching": 16.87, "recalling": 33.73, "failed": 1.0}
+    assert parts == {"staged": 48.4, "fetching": 16.53, "recalling": 33.07, "failed": 2.0}
+    parts = {name: width for name, _, width in segments(PARTIAL)}
+    assert parts == {"staged": 98.0, "fetching": 0, "recalling": 0, "failed": 2.0}
 
 
 @pytest.mark.parametrize(
     ("status", "percentage"),
     [(STAGING, 48.4), (READY, 100), (replace(READY, progress=UNSET), 100),
-     (replace(FAILED, progress=UNSET, files=HALF), 50)],
+     (replace(FAILED, progress=UNSET, files=HALF), 50), (replace(PARTIAL, files=HALF), 50)],
 )  # fmt: skip
 def test_the_percentage_follows_from_the_files_where_it_is_not_told(
     status: Status, percentage: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 from msgspec.structs import replace
@@ -9,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from cartd.page.carts import carts_page, start_page
 from cartd.page.layout import Page, Visitor, render, sign_in_page
-from tests.page.test_cart import FAILED, NOW, READY, STAGING, VISITOR
+from tests.page.test_cart import FAILED, NOW, PARTIAL, READY, STAGING, VISITOR
 
 LATER = NOW + timedelta(hours=3)
 ALICE = Visitor("https://carts.example.org", user="alice", auth=True, lists=True)
@@ -23,12 +24,15 @@ def html(page: Page, visitor: Visitor = VISITOR) -> str:
 
 def test_the_list_shows_state_size_and_age_of_each_cart() -> None:
     named = replace(STAGING, name="Mine", labels=["raw"], owner="bob")
-    page = html(carts_page(ALICE, [named, READY, FAILED], LATER, {}, "/-/carts"), ALICE)
-    assert page.count("<tr>") == 4
+    carts = [named, READY, FAILED, PARTIAL]
+    page = html(carts_page(ALICE, carts, LATER, {}, "/-/carts"), ALICE)
+    assert page.count("<tr>") == 5
+    assert re.search("<td>partial<div[^>]*>3 missing</div></td>", page)
     assert '<a href="/-/carts/my-cart">Mine</a>' in page
     assert "bob \u00b7 my-cart" in page and '<span class="label">raw</span>' in page
     assert "3 hours ago" in page and "100 GB" in page
-    assert [page.count(f"<td>{state}</td>") for state in ("staging", "ready", "failed")] == [1] * 3
+    for state in ("staging", "ready", "failed", "partial"):
+        assert page.count(f"<td>{state}<") == 1
     assert 'content="10; url=/-/carts"' in page
 
 
@@ -57,6 +61,11 @@ def test_the_start_page_shows_own_carts_or_how_to_sign_in() -> None:
     signed_out = html(start_page(stranger, [], LATER), stranger)
     assert signed_out.count("Sign in") == 2 and "Your newest carts" not in signed_out
     assert "Sign in" not in html(start_page(VISITOR, [], LATER))
+
+
+def test_the_start_page_has_the_line_that_fetches_a_manifest() -> None:
+    line = "cart --url https://carts.example.org fetch manifest.json -d my-data"
+    assert line in html(start_page(ALICE, [], LATER), ALICE)
 
 
 def test_the_navigation_has_what_the_visitor_may_see() -> None:

@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from cartd.auth import TokenFile
 from cartd.page.cart import segments
 from cartd.page.units import size, span
-from tests.page.test_cart import FAILED, READY, STAGING
+from tests.page.test_cart import FAILED, PARTIAL, READY, STAGING
 from tests.support.browser import DARK, NARROW, Browser, browser
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import entry, manifest
@@ -239,7 +239,7 @@ def test_script_and_service_word_and_draw_alike(page: Browser, site: CartSite) -
     )
     assert worded == [[size(one) for one in sizes], [span(*one) for one in spans]]
     crowded = replace(STAGING.files, total=100, staged=50, fetching=20, recalling=40, failed=1)
-    for status in (STAGING, READY, FAILED, replace(STAGING, files=crowded)):
+    for status in (STAGING, READY, FAILED, PARTIAL, replace(STAGING, files=crowded)):
         drawn = page.driver.execute_async_script(
             "const [url, doc, done] = arguments;"
             "import(url).then((m) => done(m.segments(JSON.parse(doc))))",

@@ -27,14 +27,17 @@ export function span(low, high) {
   if (first[1] !== last[1]) return `about ${count(...first)} to ${count(...last)}`;
   return first[0] === last[0] ? `about ${count(...last)}` : `about ${number(first[0])} to ${count(...last)}`;
 }
-export const done = (doc) =>
-  doc.progress ?? (["complete", "partial"].includes(doc.outcome) ? 100
-    : (100 * doc.files.staged) / Math.max(1, doc.files.total));
+export function done(doc) { // of the files, if some are missing in a ready cart
+  const known = doc.progress ?? (doc.outcome === "complete" ? 100 : undefined);
+  if (known !== undefined && doc.outcome !== "partial") return known;
+  return (100 * doc.files.staged) / Math.max(1, doc.files.total);
+}
 
 // The staged part is by bytes and the others are by files: what is not done yet is scaled to fit.
 export function segments(doc) {
   const share = (name) => (100 * (doc.files[name] ?? 0)) / Math.max(1, doc.files.total);
-  const staged = done(doc), failed = Math.min(share("failed"), 100 - staged), left = 100 - staged - failed;
+  const failed = doc.files.failed ? Math.max(2, Math.min(share("failed"), 100 - done(doc))) : 0;
+  const staged = Math.min(done(doc), 100 - failed), left = 100 - staged - failed;
   const scale = Math.min(1, left / Math.max(left, share("fetching") + share("recalling"), 1e-9));
   const widths = { staged, fetching: share("fetching") * scale, recalling: share("recalling") * scale, failed };
   let at = 0;
