@@ -6,6 +6,7 @@ page only if its Accept header names ``text/html`` and prefers it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from cartd.carts.submit import Submissions
+from cartd.checksum import canonical_name
 from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, Forbidden, InvalidInput
 from cartd.http.carts import CART_STATUSES, MAX_ID, choice, integer, text
 from cartd.http.form_tokens import FormTokens
@@ -26,7 +28,7 @@ from cartd.http.headers import NO_STORE, PUBLIC, prefers_html
 from cartd.http.monitoring import ADMINS_ONLY, may_administer
 from cartd.http.request import LimitedRequest, header_field, log_internal_error, prepare_error
 from cartd.http.routes import response, set_header, static_response, viewer_of
-from cartd.model import CartStatus, FileStatus, Viewer
+from cartd.model import CartStatus, FileStatus
 from cartd.page.admin import ADMIN, admin_page
 from cartd.page.assets import ASSETS, STATIC
 from cartd.page.cart import cart_page, cart_url
@@ -42,7 +44,7 @@ from cartd.page.layout import (
     prefix_of,
     render,
 )
-from cartd.status.document import FailedFile
+from cartd.status.document import FailedFile, Status
 from cartd.status.documents import StatusDocuments, failed_file
 from cartd.status.listing import CartLists, CartQuery
 from cartd.status.overview import Overviews
@@ -54,6 +56,8 @@ LISTED = 50
 """Carts of one page of the list."""
 ON_THE_START_PAGE = 5
 FAILED_ON_A_PAGE = 50
+HASHES_CACHE_SIZE = 256
+"""Carts whose kinds of hashes are cached."""
 MAX_FORM = 4096
 """Maximum bytes of a form."""
 FOR_EVER = "public, max-age=31536000, immutable"
@@ -114,6 +118,8 @@ class Pages:
         self._public_url = None if public_url is None else public_url.rstrip("/")
         self._prefix = prefix_of(public_url)
         self._now = now
+        self._hashes: OrderedDict[tuple[int, int], frozenset[str]] = OrderedDict()
+        """By cart and version."""
 
     @app.route(ASSET_PATH, methods=["GET"])
     def static(self, request: Request, name: str) -> bytes:
@@ -184,22 +190,37 @@ class Pages:
 
     async def _cart(self, request: Request, uid: str, code: Callable[[CartStatus], int]) -> bytes:
         await self._recovered()
-        viewer, visitor = viewer_of(request), self._visitor(request)
-        status = await self._documents.newest(viewer, uid)
-        failed = await self._failed_files(viewer, uid, _position(request))
+        visitor = self._visitor(request)
+        cart_id, status = await self._documents.newest_with_id(viewer_of(request), uid)
+        failed = await self._failed_files(cart_id, _position(request))
         more = status.files.failed - FAILED_ON_A_PAGE if len(failed) > FAILED_ON_A_PAGE else 0
-        page = cart_page(status, visitor, failed[:FAILED_ON_A_PAGE], more)
+        hash_types = await self._hash_types(cart_id, status)
+        page = cart_page(status, visitor, failed[:FAILED_ON_A_PAGE], more, hash_types)
         return await self._answer(request, code(status.status), page, visitor)
 
-    async def _failed_files(self, viewer: Viewer, uid: str, after: int) -> list[FailedFile]:
+    async def _failed_files(self, cart_id: int, after: int) -> list[FailedFile]:
         """Return one failed file more than a page shows, if there are that many."""
-        cart = await self._store.carts.newest_for(viewer, uid)
-        if cart is None:
-            return []
         files = await self._store.statuses.files(
-            cart.id, status=FileStatus.ERROR, after=after, limit=FAILED_ON_A_PAGE + 1
+            cart_id, status=FileStatus.ERROR, after=after, limit=FAILED_ON_A_PAGE + 1
         )
         return [failed_file(file) for file in files]
+
+    async def _hash_types(self, cart_id: int, status: Status) -> frozenset[str]:
+        """Return the hashes in the list of checksums; none while there is no such list.
+
+        All files of the cart are read for it, so it is kept until the cart changes.
+        """
+        if status.status is not CartStatus.READY:
+            return frozenset()
+        key = cart_id, status.version
+        if key not in self._hashes:
+            found = await self._store.statuses.hash_types(cart_id)
+            known = all(one.is_known for one in found)
+            names = {canonical_name(one.hash_type) for one in found} if known else ()
+            self._hashes[key] = frozenset(names)
+            if len(self._hashes) > HASHES_CACHE_SIZE:
+                self._hashes.popitem(last=False)
+        return self._hashes[key]
 
     @app.route(f"{CARTS}/<uid>/form", methods=["POST"])
     async def act(self, request: Request, uid: str) -> bytes:

@@ -125,20 +125,27 @@ def test_behind_a_proxy_on_the_same_machine_nobody_is_local(site: CartSite) -> N
     assert browse(site, "/-/admin", **{"X-Forwarded-For": "192.0.2.1"}).status == 403
 
 
+@pytest.mark.parametrize("hash_types", [("sha256", "sha256"), ("sha1", "md5")])
 def test_the_commands_of_the_page_download_and_check_the_files(
-    site: CartSite, tmp_path: Path
+    site: CartSite, tmp_path: Path, hash_types: tuple[str, str]
 ) -> None:
-    site.stage("shell", {"a b/one": b"first", "two": b"2"})
-    page = browse(site, "/-/carts/shell").body.decode()
+    uid = "-".join(("shell", *hash_types))
+    entries = []
+    for number, (path, data) in enumerate({"a b/one": b"first", "two": b"2"}.items()):
+        site.archive.put(f"{uid}-{number}", data)
+        entries.append(entry(f"{uid}-{number}", path, data, hash_types[number]))
+    assert site.cartd.post(uid, manifest(entries)).status == 201
+    site.cartd.wait_until(uid, "ready")
+    page = browse(site, f"/-/carts/{uid}").body.decode()
     commands = [unescape(text) for text in re.findall("<pre[^>]*><code>([^<]*)</code>", page)]
-    assert len(commands) == 2
-    script = "set -e -o pipefail\n" + "\n".join(commands)
+    assert len(commands) == 3
+    script = "set -e -o pipefail\n" + "\n".join(commands[1:])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "shell" / "a b" / "one").read_bytes() == b"first"
+    assert (tmp_path / uid / "a b" / "one").read_bytes() == b"first"
 
-    (tmp_path / "shell" / "two").write_bytes(b"3")
-    check = f"cd shell\n{commands[1].partition('cd ')[2].partition(chr(10))[2]}"
+    (tmp_path / uid / "two").write_bytes(b"3")
+    check = f"cd {uid}\n{commands[2].partition('cd ')[2].partition(chr(10))[2]}"
     again = subprocess.run(["bash", "-c", check], cwd=tmp_path, capture_output=True, timeout=60)
     assert again.returncode == 1 and b"two: FAILED" in again.stdout
 
