@@ -103,6 +103,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 --package cartd --package cartd_client
 	$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/client --package cartd_client
+	$(BIN)/vermin --quiet --no-tips --target=3.9- --violations client/cartd_client
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive cartd client twisted cartd.tac
 	$(BIN)/python .ci/audit.py --or-warn

@@ -68,6 +68,7 @@ setup(
             "trustme",
             "types-pyyaml",
             "types-setuptools",
+            "vermin",
         ],
     },
     entry_points={

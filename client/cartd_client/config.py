@@ -27,6 +27,7 @@ import importlib
 import json
 import netrc
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -51,6 +52,7 @@ KEYRING_SERVICE = "cartd-client"
 """The name under which tokens are in the keyring; the user there is the URL of the service."""
 MAX_TOKEN = 4096
 """Bytes of a file with a token."""
+_NAME = re.compile("[A-Za-z0-9_-]{1,100}")
 _KEYS: Mapping[str, type[Any] | tuple[type[Any], ...]] = {
     "url": str,
     "token_file": str,
@@ -145,11 +147,9 @@ def read_token(path: str | os.PathLike[str]) -> str:
             text = opened.read(MAX_TOKEN + 1)
     except OSError as error:
         raise UsageError(f"The token file {file} cannot be read: {error.strerror}") from error
-    try:
-        token = text.decode("ascii").strip()
-    except UnicodeDecodeError:
-        token = ""
-    if not token or len(text) > MAX_TOKEN or not token.isprintable() or " " in token:
+    token = text.strip().decode("ascii", errors="replace")
+    valid = token.isascii() and token.isprintable() and " " not in token
+    if not token or not valid or len(text) > MAX_TOKEN:
         raise UsageError(f"The token file {file} must have one token, and nothing else")
     return token
 
@@ -171,24 +171,30 @@ def save_login(
     """
     base, _ = split_login(url)
     path = config_path(environ)
-    if not profile or not all(letter.isalnum() or letter in "-_" for letter in profile):
+    if not _NAME.fullmatch(profile):
         raise UsageError(f"A profile's name has letters, digits, - and _ only: {profile!r}")
-    values: dict[str, Any] = {"url": base, "keyring": None, "token_file": None}
-    place = "no token"
-    if token is not None:
-        place = ""
-        if use_keyring is not False:
-            place = _to_keyring(base, token, required=use_keyring is True)
-            values["keyring"] = True if place else None
-        if not place:
-            file = path.with_name(f"{profile}.token")
-            _write(file, token + "\n")
-            values["token_file"] = place = str(file)
     old = _read(path)
+    _parsed(old, path)
+    file = path.with_name(f"{profile}.token")
+    in_keyring = (
+        token is not None
+        and use_keyring is not False
+        and _to_keyring(base, token, required=use_keyring is True)
+    )
+    in_file = token is not None and not in_keyring
+    values = {
+        "url": base,
+        "keyring": in_keyring or None,
+        "token_file": str(file) if in_file else None,
+    }
     text = _edited(old, profile, values)
     _check_edit(old, text, profile, values, path)
+    if token is not None and in_file:
+        _write(file, token + "\n")
     _write(path, text)
-    return place
+    if token is None:
+        return "no token"
+    return "the keyring" if in_keyring else str(file)
 
 
 # Credentials
@@ -260,24 +266,27 @@ def _is_private(url: str) -> bool:
     return parts.scheme == "https" or host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _to_keyring(url: str, token: str, *, required: bool) -> str:
-    """Store the token; return where, or '' if there is no keyring and none is required."""
+def _to_keyring(url: str, token: str, *, required: bool) -> bool:
+    """Store the token; return whether it is stored.
+
+    :raises UsageError: a keyring is required, and there is none.
+    """
     try:
         keyring = importlib.import_module("keyring")
         if not required and keyring.get_keyring().priority < 1:
-            return ""  # a backend that stores nothing, or in plain text
+            return False  # a backend that stores nothing, or in plain text
         keyring.set_password(KEYRING_SERVICE, url, token)
     except ImportError as error:
         if required:
             raise UsageError(
                 "The package keyring is not installed: pip install cartd-client[keyring]"
             ) from error
-        return ""
+        return False
     except Exception as error:  # a keyring's own errors are many
         if required:
             raise UsageError(f"The keyring cannot be written: {error}") from error
-        return ""
-    return "the keyring"
+        return False
+    return True
 
 
 # The file of profiles

@@ -299,7 +299,7 @@ def delete(session: Session, uids: tuple[str, ...], yes: bool) -> ExitStatus:
     """
     if not yes and session.can_ask:
         what = uids[0] if len(uids) == 1 else count(len(uids), "cart")
-        if not session.confirm(f"Delete {what} from the service?"):
+        if not session.confirm(f"Delete {what} on the service?"):
             session.say("Nothing was deleted.")
             return ExitStatus.ERROR
     deleted, last = session.each(uids, session.client().delete)
