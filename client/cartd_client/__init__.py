@@ -5,8 +5,8 @@
     from cartd_client import Client, Manifest
 
     client = Client("https://cartd.example.org", token=token)
-    report = client.fetch(Manifest.read("manifest.json"), "data")
-    print(report.summary())
+    report = client.fetch(Manifest.read("manifest.json"), ".", filename="my-data.tar")
+    print(report.summary())  # 1,200 files, 412 GB, all verified (sha256)
 
 :class:`Client` has the requests, :mod:`cartd_client.model` what they return, and
 :mod:`cartd_client.errors` what they raise.

@@ -173,7 +173,10 @@ class Client:
         on_status: OnStatus | None = None,
         on_progress: OnProgress | None = None,
     ) -> Report:
-        """Submit, wait, download, unpack below ``directory`` and verify.
+        """Submit, wait, download, unpack and verify.
+
+        The files are then in ``directory``, in the folder of the tar: ``filename`` without
+        ``.tar``, by default the uid.
 
         :raises PartialCart: files are missing, and ``allow_partial`` is false; nothing is
             downloaded.

@@ -195,7 +195,7 @@ class FileEntry:
         if position is None or not isinstance(path, str) or not path:
             raise InvalidResponse("An entry of the list of files has no position or no path")
         hash_type = _text(members.get("hashtype"))
-        also_type = _text(members.get("also_hashtype"))
+        also = _mapping(members.get("also")) or {}
         return cls(
             position=position,
             id=str(members.get("id", "")),
@@ -204,8 +204,8 @@ class FileEntry:
             mtime=_time(members.get("mtime")),
             hash_type=hash_type,
             hash_sum=_hex(members.get("hashsum")),
-            also_hash_type=also_type,
-            also_hash_sum=_hex(members.get("also_hashsum")),
+            also_hash_type=_text(also.get("hashtype")),
+            also_hash_sum=_hex(also.get("hashsum")),
             status=_text(members.get("status")),
             error=_text(members.get("error")),
             problem=_text(members.get("problem")),

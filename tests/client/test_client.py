@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd_client import Client, FileEntry, Manifest, default_uid
+from cartd_client import Client, ExitStatus, FileEntry, Manifest, TarFile, default_uid
 from cartd_client.errors import (
     CartFailed,
     InvalidManifest,
@@ -53,6 +53,18 @@ def test_the_files_of_a_cart_are_listed_in_the_order_of_the_manifest(
     ]
     assert {file.status for file in listed} == {"staged"}
     assert sum(file.size or 0 for file in listed) == sum(map(len, many.values()))
+
+
+def test_a_cart_is_fetched_and_verified(site: CartSite, client: Client, tmp_path: Path) -> None:
+    body = Manifest(site.manifest(FILES))
+    report = client.fetch(body, tmp_path, timeout=60, filename="data.tar")
+    assert report.summary() == "2 files, 11 B, all verified (sha1)"
+    found = tmp_path / "data"
+    assert {path: (found / path).read_bytes() for path in FILES} == FILES
+    uid = default_uid(body, client.user)
+    tar = client.download(uid, TarFile(tmp_path / "data.tar"))
+    assert tar.verified == {"sha1": 2}, "against the files that the service lists"
+    assert tar.exit_status == ExitStatus.OK
 
 
 def test_a_cart_in_error_names_its_failed_files_and_can_be_retried(

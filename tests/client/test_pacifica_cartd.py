@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
-from cartd_client import Client, FileEntry, Manifest
+from cartd_client import Client, ExitStatus, FileEntry, Manifest, TarFile
 from cartd_client.errors import CartFailed, NoSuchCart, NotSupported
 from tests.support.served_directory import ServedDirectory
 
@@ -46,6 +47,17 @@ def test_a_cart_is_posted_once_and_waited_for(client: Client) -> None:
     for request in (client.wait, client.status, client.delete):
         with pytest.raises(NoSuchCart):
             request(uid)
+
+
+def test_a_cart_is_fetched_and_verified(client: Client, tmp_path: Path) -> None:
+    report = client.fetch(made(), tmp_path, timeout=60, filename="data.tar")
+    assert report.verified == {"sha1": len(FILES)}
+    assert report.exit_status == ExitStatus.OK
+    assert {path: (tmp_path / "data" / path).read_bytes() for path, _ in FILES.values()} == dict(
+        FILES.values()
+    )
+    unknown = client.download(client.submit(made()), TarFile(tmp_path / "data.tar"))
+    assert (unknown.files, unknown.unverified) == (2, 2), "it lists no files"
 
 
 def test_a_cart_in_error_says_why(client: Client) -> None:
