@@ -123,20 +123,14 @@ def test_lines_are_written_each_5_percent_or_30_seconds(
         lines.show(downloaded(percent))
         return len(recorded.lines)
 
-    assert [written(percent, 0) for percent in (0, 1, 4.9, 5, 5.1, 9.9, 12)] == [
-        1,
-        0,
-        0,
-        1,
-        0,
-        0,
-        1,
-    ]
-    assert [written(12, now) for now in (29, 30, 31, 59, 60)] == [0, 1, 0, 0, 1]
-    recorded.now = 89
+    rising = enumerate((0, 1, 4.9, 5, 5.1, 9.9, 12))
+    assert [written(percent, now) for now, percent in rising] == [1, 0, 0, 1, 0, 0, 1]
+    assert [written(50, now) for now in (6.9, 7)] == [0, 1], "at most one a second"
+    assert [written(50, now) for now in (36, 37, 38, 66, 67)] == [0, 1, 0, 0, 1]
+    recorded.now = 96
     lines.repeat()
     assert not recorded.lines
-    recorded.now = 90
+    recorded.now = 97
     lines.repeat()
     assert len(recorded.lines) == 1, "a silent service is not a silent log"
 

@@ -18,9 +18,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 from jsonschema_rs import Draft202012Validator
@@ -49,6 +50,9 @@ class Ended:
         document = self.json
         validator(name).validate(document)
         return document
+
+
+_numbers = count(1)
 
 
 @cache
@@ -95,9 +99,11 @@ class CartCommand:
             os.chdir(before)
         return Ended(status, _written(out), _written(err))
 
-    def start(self, *arguments: str, **environment: str) -> RunningCart:
-        """Start it as a process of its own, without a terminal."""
-        out, err = TemporaryFile(), TemporaryFile()  # noqa: SIM115
+    def start(
+        self, *arguments: str, out: IO[bytes] | None = None, **environment: str
+    ) -> RunningCart:
+        """Start it as a process of its own, without a terminal; it may write to ``out``."""
+        out, err = out or TemporaryFile(), TemporaryFile()  # noqa: SIM115
         process = preloaded.start(
             [command("cart"), *arguments],
             cwd=self.directory,
@@ -109,7 +115,7 @@ class CartCommand:
 
     def process(self, *arguments: str, **environment: str) -> Ended:
         """Run it as a process of its own, without a terminal."""
-        return self.start(*arguments, **environment).ended()
+        return self.start(*arguments, out=None, **environment).ended()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +123,8 @@ class RunningCart:
     """A process of the command."""
 
     process: preloaded.Process
-    _out: Any
-    _err: Any
+    _out: IO[bytes]
+    _err: IO[bytes]
 
     def ended(self) -> Ended:
         """Wait until it has ended."""
@@ -134,8 +140,8 @@ class RunningCart:
         return self.read(self._err)
 
     @staticmethod
-    def read(file: Any) -> str:
-        return os.pread(file.fileno(), 1 << 24, 0).decode()
+    def read(file: IO[bytes]) -> str:
+        return os.pread(file.fileno(), 1 << 24, 0).decode() if file.readable() else ""
 
 
 def _written(stream: io.TextIOWrapper) -> str:
@@ -150,11 +156,12 @@ class Terminal:
     """A terminal emulator, without a window."""
 
     socket: Path
+    environment: dict[str, str]
 
     def tmux(self, *arguments: str) -> str:
         done = subprocess.run(
-            ["tmux", "-S", str(self.socket), *arguments],
-            check=True, capture_output=True, text=True, timeout=DEADLINE,
+            ["tmux", "-u", "-S", str(self.socket), *arguments],
+            check=True, capture_output=True, text=True, timeout=DEADLINE, env=self.environment,
         )  # fmt: skip
         return done.stdout
 
@@ -186,13 +193,12 @@ def terminal(
     cart: CartCommand, arguments: Sequence[str], width: int, term: str = "xterm-256color"
 ) -> Iterator[Terminal]:
     """Run the command in a terminal; at its end, that shows ``ended: STATUS``."""
-    shown = Terminal(cart.directory / f"tmux-{width}")
+    shown = Terminal(cart.directory / f"tmux-{next(_numbers)}", cart.environment())
     words = " ".join(f"'{word}'" for word in [command("cart"), *arguments])
-    environment = [f"-e{name}={value}" for name, value in cart.environment().items()]
-    script = f"TERM={term}; export TERM; {words}; echo ended: $?; exec cat"
+    script = f"trap : INT; TERM={term}; export TERM; {words}; echo ended: $?; exec cat"
     shown.tmux(
         *("-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", "24", "-s", "cart"),
-        *(*environment, "-c", str(cart.directory), "sh", "-c", script),
+        *("-c", str(cart.directory), "sh", "-c", script),
     )
     try:
         yield shown

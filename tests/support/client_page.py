@@ -17,6 +17,7 @@ from cartd_client.cli.main import cart
 from cartd_client.cli.options import CartGroup, CommonOption
 
 PAGE = Path(__file__).parents[2] / "docs" / "client.md"
+COMMON = "They may be given before the command or after it; the last one counts.\n\n"
 WIDTH = 120
 _SECTION = r"(?ms)(^## {}\n\n)(.*?)(?=^## )"
 
@@ -76,7 +77,7 @@ def commands() -> str:
 def with_tables(page: str) -> str:
     """Return the page with the generated sections; raise ValueError if one is missing."""
     common = [param for param in cart.params if isinstance(param, CommonOption)]
-    sections = {"Commands": commands(), "Common options": table(common) + "\n"}
+    sections = {"Commands": commands(), "Common options": COMMON + table(common) + "\n"}
     for heading, text in sections.items():
         parts = re.split(_SECTION.format(heading), page)
         if len(parts) != 4:

@@ -275,7 +275,7 @@ def retry(session: Session, uid: str) -> ExitStatus:
     \b
     Examples:
       cart retry my-cart
-      cart retry my-cart && cart get my-cart -x my-data
+      cart retry my-cart && cart get my-cart -x .
     """
     found = session.client().retry(uid)
     session.result(found.document, f"{uid} is staged again. Wait for it: cart wait {uid}")

@@ -25,7 +25,8 @@ MODES = ("auto", "bar", "lines", "json", "none")
 LINE_INTERVAL = 30.0
 """Seconds after which lines say again how far the command is."""
 LINE_STEP = 0.05
-"""Progress after which they do."""
+"""Progress after which they do, ``LINE_PAUSE`` seconds after the last line at least."""
+LINE_PAUSE = 1.0
 JSON_INTERVAL = 1.0
 MAX_DETAIL = 3
 """Rows below the bar for what a cart waits for, or for trouble."""
@@ -182,8 +183,11 @@ class LineDisplay(Display):
         shown = self._shown
         if shown is None or shown.name != stage.name or shown.detail != stage.detail == "":
             return True
-        if self._clock() - self._shown_at >= LINE_INTERVAL:
+        since = self._clock() - self._shown_at
+        if since >= LINE_INTERVAL:
             return True
+        if since < LINE_PAUSE:
+            return False
         if stage.fraction is None or shown.fraction is None:
             return stage.fraction != shown.fraction
         steps = int(stage.fraction / LINE_STEP + 1e-9) - int(shown.fraction / LINE_STEP + 1e-9)
@@ -273,7 +277,9 @@ class _Bar:
         self._stage = stage
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        stage, width = self._stage, options.max_width
+        stage = self._stage
+        # The ^C that a terminal writes after the last row must not begin another one.
+        width = max(1, options.max_width - len("^C"))
         row = Table.grid(padding=(0, 1, 0, 0), expand=True)
         row.add_column(no_wrap=True)
         row.add_column(ratio=1)

@@ -105,7 +105,7 @@ def manifest(
     Examples:
       cart manifest files.csv -o my-data.json
       cart manifest --from checksums SHA256SUMS --id-prefix proj7/ -o my-data.json
-      printf '101 run1/a.dat\\n' | cart manifest - | cart fetch - -d my-data
+      printf '101 run1/a.dat\\n' | cart manifest - | cart fetch - --name my-data
     """
     if id_prefix and kind in ("csv", "tsv", "list"):
         raise UsageError("--id-prefix is for checksum files: tables and lists have ids")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 import click
 
@@ -35,6 +36,7 @@ from cartd_client.model import (
 )
 from cartd_client.verify import verify as verify_path
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 SHOWN_FILES = 20
 """Files that are wrong or missing that are listed; ``--json`` has all."""
 
@@ -48,15 +50,44 @@ def _uid_option(command: Any) -> Any:
     )(command)
 
 
+def _name_option(default: str) -> Callable[[_F], _F]:
+    return click.option(
+        "--name",
+        metavar="NAME",
+        callback=_checked_name,
+        help=f"Name of the folder of the files, and of the tar without .tar. Default: {default}.",
+    )
+
+
+def _checked_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (not value or value != file_name(value)):
+        raise click.BadParameter(f"{value!r} is no name of a folder")
+    return value
+
+
+def file_name(text: str) -> str:
+    """Return ``text`` as the name of one file, on any system."""
+    name = re.sub(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]', "_", text)
+    return name if name.strip(". ") else "cart"
+
+
+def unpacked_in(directory: str, name: str, uid: str) -> str:
+    """Return where the files are: a cart that was bundled before has its uid as the folder."""
+    found = [Path(directory) / folder for folder in (name, uid)]
+    return str(next((path for path in found if path.is_dir()), Path(directory)))
+
+
 @click.command(cls=CartCommand)
 @click.argument("manifest", metavar="MANIFEST")
 @click.option(
     "-d",
     "--directory",
     metavar="DIR",
-    help="Where to unpack; created if missing. The default is the name of the manifest, without"
-    " suffix, in the current directory.",
+    default=".",
+    help="Unpack into the folder NAME in DIR, which is created if missing. Default: the current"
+    " directory.",
 )
+@_name_option("that of the manifest, without its suffix")
 @_uid_option
 @waiting_options
 @download_options
@@ -64,7 +95,8 @@ def _uid_option(command: Any) -> Any:
 def fetch(
     session: Session,
     manifest: str,
-    directory: str | None,
+    directory: str,
+    name: str | None,
     uid: str | None,
     timeout: float | None,
     progress: str | None,
@@ -81,28 +113,30 @@ def fetch(
     \b
     Examples:
       cart fetch my-data.json
-      cart fetch my-data.json -d /scratch/my-data --timeout 2d
+      cart fetch my-data.json -d /scratch --timeout 2d
       cart fetch my-data.json -j 4 --limit-rate 50M --delete-after
-      cart manifest files.csv | cart fetch - -d my-data
+      cart manifest files.csv | cart fetch - --name my-data
     """
     posted = session.read_manifest(manifest)
     client = session.client(waits=True)
     uid = uid or default_uid(posted, client.user)
-    folder = Path(directory or (uid if manifest == STDIN else Path(manifest).name.split(".")[0]))
+    name = name or file_name(uid if manifest == STDIN else Path(manifest).stem)
+    if manifest != STDIN and Path(manifest) == Path(directory) / name:
+        raise UsageError("The folder would have the name of the manifest: give --name")
     with session.showing(progress) as shown:
         uid = client.submit(posted, uid)
         session.more(f"cart {uid}, {client.page(uid)}")
         client.wait(uid, timeout, lambda status: _show(shown, status))
         report = client.download(
             uid,
-            Directory(folder),
-            filename=f"{folder.resolve().name or uid}.tar",
+            Directory(Path(directory)),
+            filename=f"{name}.tar",
             format="bag" if given["bag"] else "tar",
             expected=posted.files(),
             options=_options(session, given),
             on_progress=lambda progress: shown.show(transfer(progress)),
         )
-    return _end(session, uid, report, f"in {folder}", given, directory=str(folder))
+    return _end(session, uid, report, given, directory=unpacked_in(directory, name, uid))
 
 
 @click.command(cls=CartCommand)
@@ -159,13 +193,17 @@ def wait(
 @uid_argument
 @click.option("-o", "--output", metavar="FILE", help="Save the tar as FILE; - is standard output.")
 @click.option(
-    "-x", "--extract", metavar="DIR", help="Unpack into DIR, which is created if missing."
+    "-x",
+    "--extract",
+    metavar="DIR",
+    help="Unpack into the folder NAME in DIR, which is created if missing.",
 )
 @click.option(
     "--manifest",
     metavar="MANIFEST",
     help="Verify against this manifest instead of the service's list of files.",
 )
+@_name_option("that of the FILE of -o, else UID")
 @waiting_options
 @download_options
 @pass_session
@@ -175,6 +213,7 @@ def get(
     output: str | None,
     extract: str | None,
     manifest: str | None,
+    name: str | None,
     timeout: float | None,
     progress: str | None,
     **given: Any,
@@ -186,7 +225,7 @@ def get(
 
     \b
     Examples:
-      cart get my-cart -x my-data
+      cart get my-cart -x /scratch --name my-data
       cart get my-cart -o my-data.tar
       cart get my-cart --bag -o my-data.tar
       cart get my-cart -o - | tar xf -
@@ -200,17 +239,14 @@ def get(
     if output == STDIN and (given["jobs"] or 1) > 1:
         raise UsageError("-o - is one stream: it cannot be downloaded in several ranges (-j)")
     target: Target
+    given_name, name = name, name or file_name(uid)
     if extract is not None:
-        target, name, where = (
-            Directory(Path(extract)),
-            Path(extract).resolve().name,
-            f"in {extract}",
-        )
+        target = Directory(Path(extract))
     elif output == STDIN:
-        target, name, where = Stdout(), uid, ""
+        target = Stdout()
     else:
-        file = Path(output or f"{uid}.tar")
-        target, name, where = TarFile(file), file.name, f"in {file}"
+        target = TarFile(Path(output or f"{name}.tar"))
+        name = given_name or file_name(target.path.name.removesuffix(".tar"))
     expected = None if manifest is None else session.read_manifest(manifest).files()
     client = session.client(waits=True)
     with session.showing(progress) as shown:
@@ -218,14 +254,18 @@ def get(
         report = client.download(
             uid,
             target,
-            filename=name if name.endswith(".tar") else f"{name or uid}.tar",
+            filename=f"{name}.tar",
             format="bag" if given["bag"] else "tar",
             expected=expected,
             options=_options(session, given),
             on_progress=lambda progress: shown.show(transfer(progress)),
         )
-    place = {} if output == STDIN else {"directory" if extract else "file": where[len("in ") :]}
-    return _end(session, uid, report, where, given, to_stderr=output == STDIN, **place)
+    place = {}
+    if isinstance(target, Directory):
+        place["directory"] = unpacked_in(str(target.path), name, uid)
+    elif isinstance(target, TarFile):
+        place["file"] = str(target.path)
+    return _end(session, uid, report, given, to_stderr=output == STDIN, **place)
 
 
 def _show(shown: Display, status: Status) -> None:
@@ -248,7 +288,6 @@ def _end(
     session: Session,
     uid: str,
     report: Report,
-    where: str,
     given: dict[str, Any],
     *,
     to_stderr: bool = False,
@@ -269,7 +308,7 @@ def _end(
         hints.append(f"Stage them again: cart retry {uid}")
     if report.failed:
         hints.append("Run the same command again to download them anew.")
-    show_report(session, report, where, hints, to_stderr=to_stderr, uid=uid, **members)
+    show_report(session, report, hints, to_stderr=to_stderr, uid=uid, **members)
     return exit_status
 
 
@@ -281,7 +320,6 @@ def _accepted(exit_status: ExitStatus, partial: str) -> ExitStatus:
 def show_report(
     session: Session,
     report: Report,
-    where: str,
     hints: Iterable[str] = (),
     *,
     to_stderr: bool = False,
@@ -303,8 +341,9 @@ def show_report(
             write(hint, "")
     if session.options.quiet:
         return
-    if where and session.options.verbose:
-        write(where[0].upper() + where[1:], "")
+    for key in ("directory", "file"):
+        if key in members:
+            session.more(f"the {'files are' if key == 'directory' else 'tar is'} in {members[key]}")
     bad = "red" if report.failed else "yellow" if report.missing or report.unverified else "green"
     write(report.summary(), bad)
 
@@ -366,5 +405,5 @@ def verify(
         else:
             expected = session.client().files(str(uid))
         report = verify_path(where, expected, lambda done: shown.show(transfer(done, "Verifying")))
-    show_report(session, report, f"in {path}", path=path)
+    show_report(session, report, path=path)
     return report.exit_status
