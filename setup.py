@@ -47,6 +47,7 @@ setup(
     extras_require={
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "test": [
+            "bagit",
             "bandit",
             "coverage>=7.10",
             "hypothesis",

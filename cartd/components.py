@@ -95,7 +95,12 @@ class Components:
         )
         self.pins = Pins()
         self.access_times = AccessTimes()
-        self.tar_indexes = TarIndexCache(self.store.carts, self.threads)
+        self.tar_indexes = TarIndexCache(
+            self.store.carts,
+            self.store.statuses,
+            self.threads,
+            organization=config.organization,
+        )
         self._process_locks = ProcessLocks(config.volume_path / "holders")
         file_system = FileSystem(config.volume_path)
         self.recovery = Recovery(

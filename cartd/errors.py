@@ -155,10 +155,9 @@ class Conflict(CartdError):
     problem = Problem.CONFLICT
 
 
-class NoCommonHash(CartdError):
+class NoCommonHash(Conflict):
     """The files of the cart do not all have the hash that is needed."""
 
-    code = 409
     problem = Problem.NO_COMMON_HASH
 
 

@@ -206,6 +206,8 @@ class Cart:
     max_failed: int | None = None
     """How many of its files may fail while the others become ready; none if the cart fails then."""
     files_failed: int = 0
+    bag: str | None = None
+    """Facts of its bag, as :class:`cartd.tar.bag.BagFacts` dumps them; none until determined."""
     tar: TarFacts | None = None
     """The tar when the cart was last made ready; none if Pacifica Cartd made it ready."""
 
@@ -221,6 +223,11 @@ class Cart:
         A partial cart is kept as a tree, so that a retry fetches only what is missing.
         """
         return self.bundle and not self.files_failed
+
+    @property
+    def tar_prefix(self) -> str:
+        """What precedes the path of each file in its tar on the volume."""
+        return f"{self.uid}/data/" if self.format is CartFormat.BAG else f"{self.uid}/"
 
     @property
     def is_partial(self) -> bool:

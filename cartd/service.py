@@ -135,7 +135,9 @@ class Cartd(Service):
             components.store,
             components.now,
             reactor.seconds,
-            DocumentRules(config.public_url, config.lru_buffer_time, config.lru_purge),
+            DocumentRules(
+                config.public_url, config.lru_buffer_time, config.lru_purge, config.organization
+            ),
         )
         self._events = Events(
             components.store, self._documents, reactor, limit=config.max_event_streams

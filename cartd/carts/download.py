@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from math import floor
@@ -24,6 +24,7 @@ from cartd.errors import (
     CartdError,
     CartFailed,
     CartNotFound,
+    Conflict,
     Problem,
     Unavailable,
     VolumeNotWritable,
@@ -32,12 +33,21 @@ from cartd.errors import (
 from cartd.http.headers import default_filename, top_folder
 from cartd.http.ranges import Conditions, Decision, Representation, evaluate_conditions
 from cartd.integrity.repair import Repair
-from cartd.model import UNFINISHED, Cart, CartStatus, TarFacts, Viewer, uid_may_be_stored
+from cartd.model import (
+    UNFINISHED,
+    Cart,
+    CartFormat,
+    CartStatus,
+    TarFacts,
+    Viewer,
+    uid_may_be_stored,
+)
 from cartd.sending.reader import SendingReader, TarReader, TreeReader
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Store
+from cartd.tar.bag import BagFacts, bag_facts
 from cartd.tar.index import Lengths, TarIndex
-from cartd.tar.virtual_tar import LAYOUT_VERSION, etag, tar_facts
+from cartd.tar.virtual_tar import LAYOUT_VERSION, VirtualTar, etag, segments_in, tar_facts
 from cartd.volume import Volume
 
 log = Logger()
@@ -49,6 +59,10 @@ TOUCH_TIMEOUT = 1.0
 EVICTION_POLL_INTERVAL = 0.05
 """Seconds between polls for the end of an eviction, which as a rule takes less."""
 EVICTION_POLLS = 100
+_NO_OTHER_FORMAT = (
+    "The cart is one tar on the volume that this version of cartd has not written, and can be sent"
+    " only as it is"
+)
 
 
 class NotReady(CartdError):
@@ -75,6 +89,7 @@ class TarDescription:
 
     It is not before the last change of the tar, but may be in the same second.
     """
+    format: CartFormat = field(default=CartFormat.TAR, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +212,16 @@ class Downloads:
         """By cart id, the restaging of damaged carts that is under way."""
 
     @asynccontextmanager
-    async def open(self, viewer: Viewer, uid: str, name: str | None) -> AsyncIterator[Download]:
+    async def open(
+        self, viewer: Viewer, uid: str, name: str | None, format_: CartFormat | None = None
+    ) -> AsyncIterator[Download]:
         """Open, and pin, the newest cart of ``uid`` that ``viewer`` may see, as a tar ``name``.
 
         The default name contains the time at which the cart was posted, not that of the request,
-        so that a resumed download continues the same tar.
+        so that a resumed download continues the same tar.  ``format_`` is that of the cart if None.
 
         :raises CartNotFound: there is no such cart.
+        :raises Conflict: the cart cannot be sent in this format.
         :raises NotReady: it is still being staged.
         :raises CartdError: it is in error; the message is the cause.
         """
@@ -211,21 +229,18 @@ class Downloads:
         with self._pins.pin(cart.id):
             # A cart deleted before the pin may already be removed: read it again under the pin.
             cart = _check_ready(await self._after_eviction(cart.id))
-            cart = await self._with_tar_facts(cart)
+            cart = await self._with_facts(cart, format_)
             await self._touch(cart)
             try:
-                tar = await self.describe(cart, name)
+                tar = await self.describe(cart, name, format_)
                 yield Download(
                     tar.name,
                     tar.length,
                     tar.etag,
                     tar.last_modified,
                     cart,
-                    lambda start, stop: (
-                        self._bundle_reader(cart, tar.length, start, stop)
-                        if cart.bundle
-                        else self._tree_reader(cart, tar.name, start, stop)
-                    ),
+                    lambda start, stop: self._reader(cart, tar, start, stop),
+                    format=tar.format,
                 )
             finally:
                 self._access_times.record(cart.id, self._now())
@@ -258,24 +273,30 @@ class Downloads:
             conditions,
             Representation(tar.length, tar.etag, tar.last_modified),
             now=self._now(),
-            date_is_strong=strong and await self._is_strong_validator(cart, tar.last_modified),
+            date_is_strong=strong and await self._is_strong_validator(cart, tar),
         )
 
     async def check_write_conditions(
-        self, method: str, conditions: Conditions, viewer: Viewer, uid: str, name: str | None
+        self,
+        method: str,
+        conditions: Conditions,
+        viewer: Viewer,
+        uid: str,
+        name: str | None,
+        format_: CartFormat | None = None,
     ) -> None:
         """Evaluate the conditions of a request that would change the carts of ``uid``.
 
-        A cart that is not ready exists, but has neither tag nor date.  If there is no cart, only a
-        POST is checked, as other methods would change nothing.
+        A cart that is not ready, or cannot be sent in this format, exists, but has neither tag nor
+        date.  If there is no cart, only a POST is checked, as other methods would change nothing.
 
         :raises PreconditionFailed: the request must be rejected.
         """
         cart = await self._newest(viewer, uid)
         current = None if cart is None else Representation()
         if cart is not None and cart.status == CartStatus.READY:
-            with suppress(NotReady, CartNotFound):
-                tar = await self.describe(cart, name)
+            with suppress(NotReady, CartNotFound, Conflict):
+                tar = await self.describe(cart, name, format_)
                 current = Representation(tar.length, tar.etag, tar.last_modified)
         if current is not None or method == "POST":
             evaluate_conditions(method, conditions, current, now=self._now())
@@ -283,13 +304,14 @@ class Downloads:
     async def _newest(self, viewer: Viewer, uid: str) -> Cart | None:
         return await self._store.carts.newest_for(viewer, uid) if uid_may_be_stored(uid) else None
 
-    async def _is_strong_validator(self, cart: Cart, last_modified: float) -> bool:
+    async def _is_strong_validator(self, cart: Cart, tar: TarDescription) -> bool:
         """Whether no other tar of this uid has, or will have, the same ``Last-Modified``.
 
-        (RFC 9110, section 8.8.2.2.)
+        (RFC 9110, section 8.8.2.2.)  The dates of bags are not compared: a bag of another cart may
+        have any.
         """
-        second = floor(last_modified)
-        if floor(self._now()) <= second:
+        second = floor(tar.last_modified)
+        if floor(self._now()) <= second or await self._store.carts.has_other_bag(cart):
             return False
         return not await self._store.carts.has_other_tar_of_second(cart, second)
 
@@ -303,19 +325,26 @@ class Downloads:
             with suppress(TimeoutError, Unavailable):  # written with the next batch
                 await touching
 
-    async def describe(self, cart: Cart, name: str | None) -> TarDescription:
+    async def describe(
+        self, cart: Cart, name: str | None, format_: CartFormat | None = None
+    ) -> TarDescription:
         """Describe the tar of a ready cart, called ``name`` or by default after its posting.
 
         The cart's row suffices: no index is built, nothing is pinned and no use is recorded, so
         HEAD requests and 304, 412 and 416 responses are cheap.  An index is built only once after
-        an upgrade of cartd, and once for a cart that Pacifica Cartd has staged.
+        an upgrade of cartd, once for a cart that Pacifica Cartd has staged, and once for a bag.
 
         :raises NotReady: a cart of Pacifica's is not on the volume, and is restaged.
         :raises CartNotFound: it was deleted meanwhile.
+        :raises Conflict: the cart cannot be sent in this format.
         :raises VolumeDamaged: the store does not know a size.
         """
-        cart = await self._with_tar_facts(cart)
+        cart = await self._with_facts(cart, format_)
         name = name or default_filename(cart.created)
+        if (format_ or cart.format) is CartFormat.BAG:
+            facts = self._tar_indexes.bag_facts(cart)
+            assert facts is not None
+            return bag_description(cart, facts, name)
         if (known := recorded_description(cart, name)) is not None:
             return known
         # A tar that Pacifica wrote: no more is known.  If it is lost, cartd writes it anew and
@@ -324,13 +353,19 @@ class Downloads:
         key = f"Pacifica/{cart.id}/{cart.updated}/{length}"
         return TarDescription(name, length, f'"{sha256(key.encode()).hexdigest()}"', cart.updated)
 
-    async def _with_tar_facts(self, cart: Cart) -> Cart:
+    async def _with_facts(self, cart: Cart, format_: CartFormat | None) -> Cart:
         """Return the cart with the facts of its tar, unless Pacifica wrote the tar."""
+        format_ = format_ or cart.format
         if cart.bytes_total is None:
             cart = await self._imported(cart)
-        if cart.bundle or (cart.tar is not None and cart.tar.layout == LAYOUT_VERSION):
+        stored = _is_stored(cart, CartFormat.TAR)
+        if not stored and (cart.tar is None or cart.tar.layout != LAYOUT_VERSION):
+            cart = await self._record_tar(cart, await self._tar_indexes.get(cart))
+        if format_ is CartFormat.TAR or self._tar_indexes.bag_facts(cart) is not None:
             return cart
-        return await self._record_tar(cart, await self._tar_indexes.get(cart))
+        if cart.tar is None:
+            raise Conflict(_NO_OTHER_FORMAT)
+        return await self._record_bag(cart, await self._tar_indexes.get(cart, CartFormat.BAG))
 
     async def _record_tar(self, cart: Cart, index: TarIndex) -> Cart:
         tar = tar_facts(index, self._now())
@@ -343,17 +378,54 @@ class Downloads:
             else replace(cart, tar=tar)
         )
 
-    async def _tree_reader(self, cart: Cart, name: str, start: int, stop: int) -> SendingReader:
-        """Return a reader of the tar of the cart's directory."""
-        bundle = await self._tar_indexes.tar_below(cart, top_folder(name))
-        if cart.tar is not None and bundle.index.digest != cart.tar.digest:
+    async def _record_bag(self, cart: Cart, index: TarIndex) -> Cart:
+        bag = bag_facts(index, self._now(), cart.bag).dumped()
+        await self._store.progress.record_bag(cart.id, bag)
+        cart = _check_ready(await self._store.carts.cart(cart.id))
+        if self._tar_indexes.bag_facts(cart) is None:
+            # Another process has restaged the cart, or has another setting.
+            cart = replace(cart, bag=bag)
+            if self._tar_indexes.bag_facts(cart) is None:
+                raise _restaging_error(cart)
+        return cart
+
+    def _reader(
+        self, cart: Cart, tar: TarDescription, start: int, stop: int
+    ) -> Awaitable[SendingReader]:
+        if _is_stored(cart, tar.format):
+            return self._bundle_reader(cart, tar.length, start, stop)
+        return self._computed_reader(cart, tar, start, stop)
+
+    async def _computed_reader(
+        self, cart: Cart, tar: TarDescription, start: int, stop: int
+    ) -> SendingReader:
+        """Return a reader of a tar whose files are in the cart's directory, or in its other tar."""
+        virtual = await self._tar_indexes.tar_below(cart, top_folder(tar.name), tar.format)
+        if virtual.etag != tar.etag:
             # The client was announced another tar than the store describes by now.
-            await self._record_tar(cart, bundle.index)
+            if tar.format is CartFormat.BAG:
+                await self._record_bag(cart, virtual.index)
+            else:
+                await self._record_tar(cart, virtual.index)
             raise _restaging_error(cart)
-        tree, root = self._volume.paths.tree(cart), self._volume.paths.root
-        return TreeReader(
-            tree, bundle.segments(start, stop), self._volume.locks.shared(cart), root=root
-        )
+        lock, root = self._volume.locks.shared(cart), self._volume.paths.root
+        if not cart.has_tar:
+            tree = self._volume.paths.tree(cart)
+            return TreeReader(tree, virtual.segments(start, stop), lock, root=root)
+        path = self._volume.paths.tar(cart)
+        stored = await self._stored_tar(cart)
+        segments = segments_in(stored, path.name, virtual, start, stop)
+        return TreeReader(path.parent, segments, lock, root=root, keep_open=True)
+
+    async def _stored_tar(self, cart: Cart) -> VirtualTar:
+        """Return the tar on the volume, whose index has the positions of the files in it.
+
+        :raises Conflict: it was written by another version of cartd, and these are not known.
+        """
+        stored = await self._tar_indexes.tar_below(cart, cart.uid, cart.format)
+        if stored.etag != (await self.describe(cart, None)).etag:
+            raise Conflict(_NO_OTHER_FORMAT)
+        return stored
 
     async def _bundle_reader(self, cart: Cart, length: int, start: int, stop: int) -> SendingReader:
         path, root = self._volume.paths.tar(cart), self._volume.paths.root
@@ -421,14 +493,24 @@ def _restaging_error(cart: Cart) -> NotReady:
 
 
 def recorded_description(cart: Cart, name: str | None = None) -> TarDescription | None:
-    """Describe the tar of a ready cart from its row alone; None if that does not suffice.
+    """Describe the plain tar of a ready cart from its row alone; None if that does not suffice.
 
     It is called ``name``, or by default after the cart's posting.
     """
     name = name or default_filename(cart.created)
-    if cart.tar is None or not (cart.bundle or cart.tar.layout == LAYOUT_VERSION):
+    stored = _is_stored(cart, CartFormat.TAR)
+    if cart.tar is None or not (stored or cart.tar.layout == LAYOUT_VERSION):
         return None
-    return _tar_description(cart.tar, name, _top_of(cart, name))
+    return _tar_description(cart.tar, name, cart.uid if stored else top_folder(name))
+
+
+def bag_description(cart: Cart, facts: BagFacts, name: str | None = None) -> TarDescription:
+    """Describe the bag of a ready cart; see :meth:`TarIndexCache.bag_facts`."""
+    name = name or default_filename(cart.created)
+    top = cart.uid if _is_stored(cart, CartFormat.BAG) else top_folder(name)
+    return TarDescription(
+        name, facts.length(top), facts.etag(top), facts.since, format=CartFormat.BAG
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -442,9 +524,9 @@ def _tar_description(tar: TarFacts, name: str, top: str) -> TarDescription:
     )
 
 
-def _top_of(cart: Cart, name: str) -> str:
-    """Return the top folder in the tar; a bundle on the volume always has the same."""
-    return cart.uid if cart.bundle else top_folder(name)
+def _is_stored(cart: Cart, format_: CartFormat) -> bool:
+    """Whether the tar in this format is on the volume, where its top folder is the cart's uid."""
+    return cart.has_tar and cart.format is format_
 
 
 def _check_ready(cart: Cart | None) -> Cart:

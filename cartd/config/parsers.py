@@ -48,6 +48,13 @@ def text(value: str) -> str:
     return value
 
 
+def one_line(value: str) -> str:
+    """Return a text for people, which may be empty."""
+    if not value.isprintable():
+        raise ValueError("contains a control character")
+    return value
+
+
 def path(value: str) -> Path:
     return Path(text(value))
 

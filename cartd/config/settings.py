@@ -281,6 +281,16 @@ class Config:
         environment="VOLUME_PATH",
         option="volume-path",
     )
+    organization: str = setting(
+        "cartd",
+        default="",
+        parse=parsers.one_line,
+        unit="text",
+        description=(
+            "Source-Organization in the bag-info.txt of bags. A change changes the bytes and ETags"
+            " of all bags, except those on the volume."
+        ),
+    )
     umask: int = setting(
         "cartd",
         default="077",

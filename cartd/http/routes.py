@@ -29,6 +29,7 @@ from cartd.errors import (
     INTERNAL_ERROR,
     CartdError,
     CartFailed,
+    Conflict,
     DiskUnavailable,
     FileUnreadable,
     InvalidInput,
@@ -62,7 +63,7 @@ from cartd.http.request import (
     header_field,
     prepare_error,
 )
-from cartd.model import Cart, CartStatus, Viewer
+from cartd.model import Cart, CartFormat, CartStatus, Viewer
 from cartd.page.problems import PROBLEMS
 from cartd.sending.reader import SendingReader
 from cartd.sending.sender import ClientDisconnected
@@ -133,23 +134,28 @@ class Rest:
     # Klein uses the first route that accepts HEAD, so this one must precede GET.
     @app.route("/<uid>", methods=["HEAD"])
     async def head(self, request: Request, uid: str) -> bytes:
-        """Send the status; for a ready cart and a ``filename``, the headers of a GET."""
+        """Send the status; for a ready cart and any query, the headers of a GET."""
         with _errors_in_headers(request):
-            name = _filename(request)
+            name, format_ = _filename(request), _format(request)
+            named = name is not None or format_ is not None
             await self._recovered()
             cart = await self._submissions.find(viewer_of(request), uid)
             _set_status_headers(request, cart)
             if cart.status == CartStatus.ERROR:
                 raise CartFailed(cart.error, cart.problem)
             request.setResponseCode(204)
-            if cart.status != CartStatus.READY or (name is None and cart.bytes_total is None):
+            if cart.status != CartStatus.READY or (not named and cart.bytes_total is None):
                 return b""  # a cart of Pacifica has no sizes until it is measured
             try:
-                tar = await self._downloads.describe(cart, name)
+                tar = await self._downloads.describe(cart, name, format_)
             except NotReady as error:
                 _set_status_headers(request, error.cart)
                 return b""
-            await self._set_head_headers(request, cart, tar, named=name is not None)
+            except Conflict:
+                if named:
+                    raise
+                return b""  # the status is requested, which is ready
+            await self._set_head_headers(request, cart, tar, named=named)
         return b""
 
     async def _set_head_headers(
@@ -170,11 +176,11 @@ class Rest:
     @app.route("/<uid>", methods=["GET"])
     async def get(self, request: Request, uid: str) -> bytes:
         with _errors_in_headers(request):
-            name = _filename(request)
+            name, format_ = _filename(request), _format(request)
             await self._recovered()
             async with (
                 self._progress_in_headers(request),
-                self._downloads.open(viewer_of(request), uid, name) as download,
+                self._downloads.open(viewer_of(request), uid, name, format_) as download,
             ):
                 _set_status_headers(request, download.cart)
                 decision = await self._decide(request, download)
@@ -237,8 +243,10 @@ class Rest:
         conditions = conditions_of(request)
         if conditions.has_precondition:
             method = request.method.decode("ascii")
-            viewer, name = viewer_of(request), _filename(request)
-            await self._downloads.check_write_conditions(method, conditions, viewer, uid, name)
+            viewer, name, format_ = viewer_of(request), _filename(request), _format(request)
+            await self._downloads.check_write_conditions(
+                method, conditions, viewer, uid, name, format_
+            )
 
     async def _send(self, request: Request, download: Download, wanted: ByteRange) -> None:
         """Send the bytes.  On failure abort the connection, or raise if nothing was sent yet."""
@@ -339,6 +347,17 @@ def _filename(request: Request) -> str | None:
         return check_filename(values[0].decode())
     except UnicodeDecodeError:
         raise InvalidInput("filename: must be UTF-8") from None
+
+
+def _format(request: Request) -> CartFormat | None:
+    """Return the requested format; None without one."""
+    values = request.args.get(b"format")
+    if not values:
+        return None
+    try:
+        return CartFormat(values[0].decode("latin-1"))
+    except ValueError:
+        raise InvalidInput(f"format: must be {' or '.join(CartFormat)}") from None
 
 
 def _set_validators(request: Request, tar: TarDescription) -> None:

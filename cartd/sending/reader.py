@@ -151,6 +151,8 @@ class TreeReader:
     One file is open at a time, from its first byte to its last.  No symbolic link below ``root`` is
     followed.  The reader holds ``lock`` from the first byte until it is closed.  Directories are
     open only while it works, not while it waits for the client.
+
+    With ``keep_open``, a file stays open for the next slice of it: all are of one version of it.
     """
 
     def __init__(
@@ -160,11 +162,13 @@ class TreeReader:
         lock: CartLock | None = None,
         *,
         root: Path | None = None,
+        keep_open: bool = False,
     ) -> None:
         self._directories = DirFdCache(root or tree)
         self._prefix = f"{tree.relative_to(root).as_posix()}/" if root else ""
         self._segments = segments
         self._lock = lock
+        self._keep_open = keep_open
         self._literal: bytes | memoryview = b""
         self._file = -1
         self._path = ""
@@ -312,6 +316,10 @@ class TreeReader:
         return sent
 
     def _open(self, piece: Slice) -> None:
+        if self._file >= 0 and self._path == piece.path:
+            self._seek(piece)
+            return
+        self._close_file()
         self._path = piece.path
         try:
             self._file = self._directories.open(self._prefix + piece.path)
@@ -328,7 +336,11 @@ class TreeReader:
                 f" where {piece.size} were recorded"
             )
         if piece.offset:
-            os.lseek(self._file, piece.offset, os.SEEK_SET)
+            self._seek(piece)
+        self._offset, self._left = piece.offset, piece.length
+
+    def _seek(self, piece: Slice) -> None:
+        os.lseek(self._file, piece.offset, os.SEEK_SET)
         self._offset, self._left = piece.offset, piece.length
 
     def _read_whole(self, size: int) -> bool:
@@ -365,7 +377,8 @@ class TreeReader:
         self._left -= count
         if not self._left:
             self._by_sendfile = False
-            self._close_file()
+            if not self._keep_open:
+                self._close_file()
 
 
 def _read_at(file: int, count: int, offset: int) -> bytes:

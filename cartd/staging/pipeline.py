@@ -17,12 +17,13 @@ from twisted.logger import Logger
 from cartd.deferreds.tasks import Batcher
 from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
-from cartd.model import Cart, CartFile, FileFailure, TarFacts
+from cartd.model import Cart, CartFile, CartFormat, FileFailure, TarFacts
 from cartd.sending.reader import TreeReader
 from cartd.staging import StagingContext
 from cartd.staging.fetch import PAGE, Failures, FileFetcher
 from cartd.status.pace import Sample
 from cartd.store import Store
+from cartd.tar.bag import bag_facts
 from cartd.tar.index import Lengths
 from cartd.tar.virtual_tar import tar_facts
 from cartd.volume import Volume
@@ -152,6 +153,11 @@ class StagingPipeline:
         if cart.tar is None:
             return False
         length = Lengths.loaded(cart.tar.lengths).length(cart.uid)
+        if cart.format is CartFormat.BAG:
+            facts = self._context.tar_indexes.bag_facts(cart)
+            if facts is None:
+                return False
+            length = facts.length(cart.uid)
         if await self._context.volume.bundles.size(cart) != length:
             return False
         self.tar_bytes = length
@@ -200,8 +206,7 @@ class StagingPipeline:
         """Reserve space for all available files; a cart with failed files gets no bundle."""
         volume_bytes = bytes_total
         if self._cart.bundle and not self._failures:
-            index = await self._context.tar_indexes.build(self._cart)
-            volume_bytes += index.lengths.length(self._cart.uid)
+            volume_bytes += await self._context.tar_indexes.length_to_reserve(self._cart)
         await self._context.reserve(
             self._cart, self._holder, bytes_total=bytes_total, volume_bytes=volume_bytes
         )
@@ -248,22 +253,35 @@ class StagingPipeline:
 
     async def _bundle(self) -> int:
         """Write the tar, unless it is there already; return its length."""
-        cart, volume, now = self._cart, self._context.volume, self._context.now()
+        volume, now = self._context.volume, self._context.now()
         if self.tar_bytes is None:
-            tar = await self._build_tar_index()
-            await self._context.store.progress.begin_bundling(cart.id, self._holder, now, tar)
-            bundle = await self._context.tar_indexes.tar_below(replace(cart, tar=tar), cart.uid)
-            length = bundle.length
-            reader = TreeReader(
-                volume.paths.tree(cart), bundle.segments(0, length), root=volume.paths.root
+            cart = self._cart = replace(self._cart, tar=await self._build_tar_index())
+            bag = None
+            if cart.format is CartFormat.BAG:
+                bag = await self._build_bag()
+                cart = replace(cart, bag=bag)
+            await self._context.store.progress.begin_bundling(
+                cart.id, self._holder, now, cart.tar, bag
             )
-            await volume.bundles.write(cart, reader, length)
-            self.tar_bytes = length
+            tar = await self._context.tar_indexes.tar_below(cart, cart.uid, cart.format)
+            reader = TreeReader(
+                volume.paths.tree(cart), tar.segments(0, tar.length), root=volume.paths.root
+            )
+            await volume.bundles.write(cart, reader, tar.length)
+            self.tar_bytes = tar.length
         else:
+            cart = self._cart
             await self._context.store.progress.begin_bundling(cart.id, self._holder, now)
             await volume.bundles.drop_tree(cart)
         await self._context.store.progress.record_bundled(cart.id, self._holder)
         return self.tar_bytes
+
+    async def _build_bag(self) -> str:
+        """Build the index of its bag, keep it to write the bag, and return the facts of the bag."""
+        cart, tar_indexes = self._cart, self._context.tar_indexes
+        index = await tar_indexes.build(cart, CartFormat.BAG)
+        tar_indexes.put(cart.id, index, CartFormat.BAG)
+        return bag_facts(index, self._context.now(), cart.bag).dumped()
 
 
 async def link_duplicates(

@@ -138,13 +138,23 @@ class Failed(Struct, frozen=True, kw_only=True):
     """URL of all of them."""
 
 
+class Bag(Struct, frozen=True, kw_only=True):
+    """The bag of a ready cart; length and ETag are absent until it has been requested."""
+
+    url: str
+    length: int | UnsetType = UNSET
+    etag: str | UnsetType = UNSET
+
+
 class Download(Struct, frozen=True, kw_only=True):
-    """The tar of a ready cart."""
+    """The tar of a ready cart, in the format of the cart."""
 
     url: str
     length: int | UnsetType = UNSET
     etag: str | UnsetType = UNSET
     formats: list[str]
+    """The formats in which it can be requested."""
+    bag: Bag | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from msgspec import UNSET, DecodeError, UnsetType
 from twisted.internet.defer import Deferred
 
-from cartd.carts.download import recorded_description
+from cartd.carts.download import bag_description, recorded_description
 from cartd.deferreds.tasks import SingleFlight
 from cartd.errors import CartNotFound
 from cartd.model import (
@@ -21,6 +21,7 @@ from cartd.model import (
     Cart,
     CartDetails,
     CartFile,
+    CartFormat,
     CartStatus,
     FileStatus,
     Viewer,
@@ -28,6 +29,7 @@ from cartd.model import (
     uid_may_be_stored,
 )
 from cartd.status.document import (
+    Bag,
     Bytes,
     Cause,
     Download,
@@ -46,6 +48,7 @@ from cartd.status.document import (
 from cartd.status.pace import Pace, loaded
 from cartd.status.queue import FairQueue, Share
 from cartd.store import Store
+from cartd.tar.bag import recorded_facts
 
 FIRST_FAILED = 10
 """Failed files that a document lists."""
@@ -68,6 +71,8 @@ class DocumentRules:
     buffer_time: float = 0.0
     """Seconds for which a cart is not evicted after its last use."""
     eviction_enabled: bool = True
+    organization: str = ""
+    """What bags name as their source."""
 
 
 class Urls(NamedTuple):
@@ -194,7 +199,7 @@ class StatusDocuments:
                 if files.failed
                 else UNSET
             ),
-            download=_download(cart, urls.cart),
+            download=_download(cart, urls.cart, self._rules.organization),
             links=_links(cart, urls),
         )
 
@@ -394,15 +399,29 @@ def _queue(cart: Cart, queue: FairQueue | None) -> Queue | UnsetType:
     )
 
 
-def _download(cart: Cart, url: str) -> Download | UnsetType:
+def _download(cart: Cart, url: str, organization: str) -> Download | UnsetType:
     if cart.status is not CartStatus.READY:
         return UNSET
-    tar = recorded_description(cart)
+    formats, bag = ["tar"], None
+    if cart.tar is not None or not cart.has_tar:  # not a tar that Pacifica Cartd has written
+        formats.append("bag")
+        facts = recorded_facts(cart, organization)
+        bag = None if facts is None else bag_description(cart, facts)
+    tar = bag if cart.format is CartFormat.BAG else recorded_description(cart)
     return Download(
         url=url,
         length=UNSET if tar is None else tar.length,
         etag=UNSET if tar is None else tar.etag,
-        formats=["tar"],
+        formats=formats,
+        bag=(
+            Bag(
+                url=f"{url}?format=bag",
+                length=UNSET if bag is None else bag.length,
+                etag=UNSET if bag is None else bag.etag,
+            )
+            if "bag" in formats
+            else UNSET
+        ),
     )
 
 

@@ -9,7 +9,7 @@ look-up falls with the load.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -45,12 +45,14 @@ from cartd.model import (
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.tables import (
+    BAG_MEMBERS,
     BATCH,
     CARTS,
     FILES,
     MEMBERS,
     UNFINISHED,
     as_json_columns,
+    bag_members_of,
     batched,
     cart,
     cart_of,
@@ -85,6 +87,15 @@ _OTHER_TARS = (
     )
     .limit(1)
 )
+_OTHER_BAGS = (
+    select(cart.c.id)
+    .where(
+        cart.c.cart_uid == bindparam("uid"),
+        cart.c.id != bindparam("cart_id"),
+        cart.c.bag.is_not(None),
+    )
+    .limit(1)
+)
 _UNMEASURED = _NOT_DELETED.where(
     cart.c.bytes_total.is_(None),
     or_(
@@ -101,15 +112,23 @@ _FILES = (
     .order_by(file.c.position)
     .limit(bindparam("count"))
 )
-_MEMBERS = as_json_columns(
-    MEMBERS.where(
-        file.c.cart_id == bindparam("cart_id"),
-        file.c.position.between(bindparam("first"), bindparam("last")),
-        file.c.status != FileStatus.ERROR.value,
-        file.c.size.is_not(None),
-        file.c.mtime.is_not(None),
-    ).order_by(file.c.position)
-)
+
+
+def _page_of(members: Select[Any]) -> Select[Any]:
+    """Return a query for a page of the members of a cart, without those that have failed."""
+    return as_json_columns(
+        members.where(
+            file.c.cart_id == bindparam("cart_id"),
+            file.c.position.between(bindparam("first"), bindparam("last")),
+            file.c.size.is_not(None),
+            file.c.mtime.is_not(None),
+            file.c.status != FileStatus.ERROR.value,
+        ).order_by(file.c.position)
+    )
+
+
+_MEMBERS = _page_of(MEMBERS)
+_BAG_MEMBERS = _page_of(BAG_MEMBERS)
 _UNSTAGED_FILES = _FILES.where(file.c.status != FileStatus.STAGED.value)
 _UNSTAGED_AT = FILES.where(
     file.c.cart_id == bindparam("cart_id"),
@@ -246,6 +265,11 @@ class Carts:
         }
         return bool(await self._database.rows(_OTHER_TARS, parameters))
 
+    async def has_other_bag(self, one: Cart) -> bool:
+        """Whether another cart of the same uid, deleted or not, has had a bag."""
+        uid = {"uid": one.uid, "cart_id": one.id}
+        return bool(await self._database.rows(_OTHER_BAGS, uid))
+
     async def active(self) -> list[Cart]:
         """Return all undeleted carts, newest first."""
         return await self._carts(_ACTIVE)
@@ -270,11 +294,24 @@ class Carts:
     async def members(self, cart_id: int, positions: range) -> Members:
         """Return the tar members at ``positions``, in order.
 
-        Files that have failed, or whose sizes are not known, are no members.
+        These are the files of known size that have not failed.
         """
         page = {"cart_id": cart_id, "first": positions.start, "last": positions.stop - 1}
         [row] = await self._database.rows(_MEMBERS, page)
         return members_of(row)
+
+    async def bag_members(
+        self, cart_id: int, positions: range, hash_types: Collection[str]
+    ) -> Members:
+        """As :meth:`members`, with the ``sums`` of one algorithm, given by all its names."""
+        page = {
+            "cart_id": cart_id,
+            "first": positions.start,
+            "last": positions.stop - 1,
+            "hash_types": list(hash_types),
+        }
+        [row] = await self._database.rows(_BAG_MEMBERS, page)
+        return bag_members_of(row)
 
     async def recently_staged_file(self, other_than: str) -> str | None:
         """Return the archive id of a staged file of the newest cart that has any.

@@ -302,17 +302,25 @@ class Progress:
             await transaction.execute(statement, values)
 
     async def begin_bundling(
-        self, cart_id: int, holder: str, now: float, tar: TarFacts | None = None
+        self,
+        cart_id: int,
+        holder: str,
+        now: float,
+        tar: TarFacts | None = None,
+        bag: str | None = None,
     ) -> None:
         """Set the cart to bundling: its files are staged, and its tar is about to be written.
 
-        ``tar`` describes the tar to be written; None if the recorded tar exists already.
+        ``tar`` and, if that is written, ``bag`` describe the tar to be written; None if the
+        recorded one exists already.
         """
         async with self._database.transaction() as transaction:
             await require_lease(transaction, cart_id, holder)
             values = {"status": CartStatus.BUNDLING.value, "updated_date": date_of(now)}
             if tar is not None:
                 values |= _tar(tar)
+            if bag is not None:
+                values["bag"] = bag
             await _change(transaction, cart_id, values)
 
     async def record_bundled(self, cart_id: int, holder: str) -> None:
@@ -358,6 +366,11 @@ class Progress:
         """Record the tar of a ready cart; an identical tar keeps its date."""
         async with self._database.transaction() as transaction:
             await _change(transaction, cart_id, _tar(tar))
+
+    async def record_bag(self, cart_id: int, bag: str) -> None:
+        """Record the facts of the bag of a ready cart, as ``BagFacts`` dumps them."""
+        async with self._database.transaction() as transaction:
+            await _change(transaction, cart_id, {"bag": bag})
 
     async def restage(self, cart_id: int, *, lost: Sequence[int] | None, now: float) -> bool:
         """Set a ready or failed cart back to staging; return False if it is neither.

@@ -13,8 +13,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.json import Decoder
+from msgspec.structs import replace
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
     Column,
     ColumnElement,
@@ -28,6 +30,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
+    case,
     false,
     select,
     text,
@@ -373,6 +377,7 @@ _OF_CART = in_field_order(
         "format": cart.c.format,
         "max_failed": cart.c.max_failed,
         "files_failed": cart.c.files_failed,
+        "bag": cart.c.bag,
     },
 )
 _OF_TAR = in_field_order(
@@ -414,7 +419,16 @@ MEMBERS: Select[Any] = select(
     file.c.bundle_path, file.c.size, file.c.mtime, file.c.hash_type, file.c.hash_value
 )
 """The content of a tar."""
+_HASH_TYPES: BindParameter[Any] = bindparam("hash_types", expanding=True)
+BAG_MEMBERS: Select[Any] = MEMBERS.add_columns(
+    case(
+        (file.c.hash_type.in_(_HASH_TYPES), file.c.hash_value),
+        (file.c.also_hash_type.in_(_HASH_TYPES), file.c.also_hash_value),
+    ).label("sum")
+)
+"""The content of a bag, with the hash of each file by one algorithm, or null."""
 _TEXTS = Decoder(list[str])
+_TEXTS_OR_NONE = Decoder(list[str | None])
 _NUMBERS = Decoder(list[int])
 
 
@@ -455,6 +469,11 @@ def members_of(row: Any) -> Members:
         hash_types=_TEXTS.decode(row.hash_type or "[]"),
         hash_sums=_TEXTS.decode(row.hash_value or "[]"),
     )
+
+
+def bag_members_of(row: Any) -> Members:
+    """Return the members of a row of ``BAG_MEMBERS``, as ``members_of`` does."""
+    return replace(members_of(row), sums=_TEXTS_OR_NONE.decode(row.sum or "[]"))
 
 
 def file_of(row: Any) -> CartFile:

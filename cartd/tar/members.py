@@ -25,8 +25,8 @@ class Members(Struct, frozen=True, gc=False):
     mtimes: list[int]
     hash_types: list[str]
     hash_sums: list[str]
-    sums: list[str] = []
-    """For a layout with a manifest: the hash of each by one algorithm, in hex."""
+    sums: list[str | None] = []
+    """For a layout with a manifest: the hash of each by one algorithm, in hex; None without it."""
 
 
 COLUMNS: Final = ("paths", "sizes", "mtimes", "hash_types", "hash_sums")

@@ -95,10 +95,18 @@ class VirtualTar:
             raise ValueError(f"no bytes {start} to {stop} in a tar of {self.length}")
         return self._segments(start, stop)
 
+    def data_offset(self, number: int) -> int:
+        """Return where the data of member ``number`` begins."""
+        return self._end(number) - self.index.members.sizes[number]
+
+    def first_member(self, position: int) -> int:
+        """Return the first member whose data ends behind ``position``."""
+        return bisect_right(range(len(self.index.members.sizes)), position, key=self._end)
+
     def _segments(self, start: int, stop: int) -> Iterator[Literal | Slice]:
         members = self.index.members
         sizes, mtimes, directories = members.sizes, members.mtimes, members.directories
-        first = bisect_right(range(len(sizes)), start, key=self._end)
+        first = self.first_member(start)
         at = self._end(first - 1)
         if start < self._begin:
             yield from self._head(start, stop)
@@ -182,6 +190,26 @@ class VirtualTar:
             at += len(padding)
             if at >= stop:
                 return
+
+
+def segments_in(
+    stored: VirtualTar, name: str, tar: VirtualTar, start: int, stop: int
+) -> Iterator[Literal | Slice]:
+    """Return the segments of ``tar``, whose files are read from another tar of the same members.
+
+    That is ``stored``, in a file called ``name``.
+    """
+    sizes = tar.index.members.sizes
+    number = tar.first_member(start)
+    for piece in tar.segments(start, stop):
+        if isinstance(piece, Literal):
+            yield piece
+            continue
+        while not sizes[number]:  # a file without bytes has no slice, each other one has one
+            number += 1
+        offset = stored.data_offset(number) + piece.offset
+        yield Slice(name, stored.length, offset, piece.length)
+        number += 1
 
 
 _ZEROS: Final = bytes(BLOCK)

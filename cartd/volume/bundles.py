@@ -51,7 +51,7 @@ class Bundles:
 
     async def stat_members(self, cart: Cart, files: Iterable[CartFile]) -> list[FileFacts] | None:
         """Return the facts of each file in the bundle, in order; None if one is missing."""
-        wanted = {f"{cart.uid}/{file.path}": file.position for file in files}
+        wanted = {f"{cart.tar_prefix}{file.path}": file.position for file in files}
         try:
             tar = self._paths.tar(cart)
         except ValueError:

@@ -294,7 +294,7 @@ def _content_fault(content: IO[bytes] | Any, found: int, size: int, file: Declar
 
 
 def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Scan[list[str]]:
-    wanted = {f"{cart.uid}/{file.path}": file for file in files}
+    wanted = {f"{cart.tar_prefix}{file.path}": file for file in files}
     found: dict[str, str] = {}
     missing = "is missing from the bundle"
     try:
@@ -314,20 +314,22 @@ class _TarWalk:
     """Verifies the members of a bundle against the cart's files, page by page."""
 
     def __init__(self, paths: VolumePaths, cart: Cart) -> None:
-        self._uid = cart.uid
+        self._prefix = cart.tar_prefix
         self._members = _members_of(paths, cart)
         self._missing = "is missing from the bundle"
         self.in_order = True
         """Whether all members so far were in the page that was being verified."""
 
     def faults(self, files: Sequence[CartFile]) -> Scan[list[str]]:
-        wanted = {f"{self._uid}/{file.path}": file for file in files}
+        wanted = {f"{self._prefix}{file.path}": file for file in files}
         found: dict[str, str] = {}
         try:
             while len(found) < len(wanted):
                 member, content = next(self._members, (None, None))
                 if member is None:
                     break
+                if not member.name.startswith(self._prefix):
+                    continue  # a file of the bag that is none of the cart's
                 file = wanted.get(member.name)
                 if file is None or member.name in found:
                     self.in_order = False

@@ -41,7 +41,7 @@ class Site:
         self.volume = Volume(root, InThisThread())
         self.volume.prepare()
         unused = cast(Any, None)
-        self.tar_indexes = TarIndexCache(self.store.carts, InThisThread())
+        self.tar_indexes = TarIndexCache(self.store.carts, self.store.statuses, InThisThread())
         self.downloads = Downloads(
             self.store,
             self.volume,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -48,7 +49,8 @@ class MembersInMemory(Carts):
 
 def cache_of(members: list[Member], threads: ThreadRunner) -> tuple[TarIndexCache, MembersInMemory]:
     store = MembersInMemory(members)
-    return TarIndexCache(store, threads), store
+    unused = cast(Any, None)
+    return TarIndexCache(store, unused, threads), store
 
 
 def test_an_index_of_many_pages_covers_all_members() -> None:

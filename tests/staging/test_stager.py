@@ -196,13 +196,17 @@ class TestErrors:
         times = 0
 
         async def remove_before_bundling(
-            cart_id: int, holder: str, now: float, tar: TarFacts | None = None
+            cart_id: int,
+            holder: str,
+            now: float,
+            tar: TarFacts | None = None,
+            bag: str | None = None,
         ) -> None:
             nonlocal times
             times += 1
             if times != 2:
                 (bench.volume.paths.tree(cart) / "dir" / "2").unlink()
-            await begin_bundling(cart_id, holder, now, tar)
+            await begin_bundling(cart_id, holder, now, tar, bag)
 
         bench.store.progress.begin_bundling = remove_before_bundling  # type: ignore[method-assign]
         bench.stager.begin(cart.id, resumed=False)

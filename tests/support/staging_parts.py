@@ -162,7 +162,7 @@ class Bench:
             volume=self.volume,
             archive=self.archive,
             reserve=self.reserve,
-            tar_indexes=TarIndexCache(self.store.carts, InThisThread()),
+            tar_indexes=TarIndexCache(self.store.carts, self.store.statuses, InThisThread()),
             breaker=breaker,
             concurrency_limit=concurrency_limit,
             retry_policy=RetryPolicy(
@@ -176,7 +176,7 @@ class Bench:
         )
 
     def recovery(self) -> Recovery:
-        tar_indexes = TarIndexCache(self.store.carts, InThisThread())
+        tar_indexes = TarIndexCache(self.store.carts, self.store.statuses, InThisThread())
         return Recovery(self.store, self.volume, tar_indexes, self.clock, self.now)
 
     def put(
