@@ -13,9 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,12 +28,12 @@ from cartd_client.errors import (
 )
 from cartd_client.expected import MAX_LISTED, ExpectedFiles, Wanted
 from cartd_client.hashing import HashPool
+from cartd_client.meter import Meter, OnProgress
 from cartd_client.model import (
     Directory,
     FileEntry,
     FileProblem,
     Options,
-    Progress,
     Report,
     Source,
     Stdout,
@@ -48,15 +45,12 @@ from cartd_client.names import NameRules
 from cartd_client.ranges import CannotResume, RangeReader, RateLimit
 from cartd_client.receive import Receiver, Settler, Sink, complete, problems
 from cartd_client.resume import State, boot_id, save_state
-from cartd_client.tar_file import FileSink, PartFile
+from cartd_client.tar_file import FileSink, PartFile, StdoutSink, TarAndTree
 from cartd_client.tar_stream import Member, TarStream
 from cartd_client.transport import Transport
 from cartd_client.tree import Tree, probe_rules
 from cartd_client.unpack import DirectorySink, Staging, check_existing
 
-OnProgress = Callable[[Progress], None]
-PROGRESS_INTERVAL = 0.1
-RATE_SECONDS = 5.0
 RESERVE = 16 << 20
 """Bytes of the disk that a download does not count on."""
 
@@ -128,7 +122,7 @@ class _Download:
         self._source = source
         self._expected = expected
         self._options = options
-        self._meter = _Meter(on_progress)
+        self._meter = Meter(on_progress)
         self._scratch = scratch
         self._pool = HashPool()
         query = {"filename": source.filename}
@@ -168,7 +162,7 @@ class _Download:
     def _to_stdout(self) -> Report:
         contents = self._contents(NameRules())
         state = self._new_state()
-        sink = _StdoutSink()
+        sink = StdoutSink()
         settler = self._settler(sink, contents, state, None)
         self._reader.open()
         receiver = Receiver(TarStream(), contents, sink, settler)
@@ -194,7 +188,7 @@ class _Download:
             self._continue(state, end, end, part.path.parent)
         sink = FileSink(part)
         settler = self._settler(sink, contents, state, part.state_path)
-        receiver = Receiver(TarStream(state.position), contents, sink, settler)
+        receiver = Receiver(_stream_at(state.position, state), contents, sink, settler)
         with self._clearing(lambda: part.state_path.unlink(missing_ok=True)):
             self._replay(receiver, sink, part, state.position, end)
             self._receive(receiver, sink, end)
@@ -231,7 +225,7 @@ class _Download:
         overwrite = self._options.restart
         unpacking = DirectorySink(staging, tree, contents, overwrite=overwrite)
         self._stack.callback(unpacking.close)
-        sink: Sink = unpacking if part is None else _Both(unpacking, FileSink(part))
+        sink: Sink = unpacking if part is None else TarAndTree(unpacking, FileSink(part))
         settler = self._settler(sink, contents, state, staging.state_path)
         receiver = Receiver(TarStream(state.position), contents, sink, settler)
         end = position = state.position
@@ -379,7 +373,7 @@ class _Download:
             receiver.item = current
             receiver.tar = TarStream.inside(current.member, position)
         else:
-            receiver.tar = TarStream(position)
+            receiver.tar = _stream_at(position, state)
         return position, max(end, position) if part is not None else position
 
     def _replay_tags(self, state: State, contents: Contents, place: PartFile | Tree) -> None:
@@ -402,7 +396,7 @@ class _Download:
 
     def _replay(self, receiver: Receiver, sink: Sink, part: PartFile, start: int, end: int) -> None:
         """Feed the bytes of the tar that are in the file; the next ones are written behind them."""
-        files = sink.file_sink if isinstance(sink, _Both) else sink
+        files = sink.file_sink if isinstance(sink, TarAndTree) else sink
         assert isinstance(files, FileSink)
         files.is_replaying = True
         for data in part.read(start, end):
@@ -436,7 +430,7 @@ class _Download:
         tree: Tree | None,
     ) -> Report:
         receiver.close()
-        settler.settle()
+        settler.reach(receiver.tar.offset)
         settler.finish()
         if settler.wrong and self._reader.has_ranges:
             self._receive_again(receiver, sink, settler)
@@ -490,76 +484,9 @@ class _Download:
             raise
 
 
-class _StdoutSink(Sink):
-    """Writes the tar to standard output."""
-
-    def raw(self, data: bytes) -> None:
-        sys.stdout.buffer.write(data)
-
-    def flush(self) -> None:
-        sys.stdout.buffer.flush()
-
-
-class _Both(Sink):
-    """Saves the tar, and unpacks it."""
-
-    def __init__(self, unpacking: DirectorySink, file_sink: FileSink) -> None:
-        self.file_sink = file_sink
-        self._unpacking = unpacking
-
-    def raw(self, data: bytes) -> None:
-        self.file_sink.raw(data)
-
-    def begin(self, item: Item) -> None:
-        self.file_sink.begin(item)
-        self._unpacking.begin(item)
-
-    def write(self, item: Item, data: memoryview) -> None:
-        self.file_sink.write(item, data)
-        self._unpacking.write(item, data)
-
-    def end(self, item: Item) -> None:
-        self._unpacking.end(item)
-
-    def flush(self) -> None:
-        self._unpacking.flush()
-
-    def new_batch(self) -> Any:
-        return self._unpacking.new_batch()
-
-    def publish(self, items: list[Item], batch: Any) -> None:
-        self.file_sink.publish(items, batch)
-        self._unpacking.publish(items, batch)
-
-    def settled(self, batch: Any) -> None:
-        self._unpacking.settled(batch)
-
-
-class _Meter:
-    """Calls the function for the progress, not too often."""
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self._on_progress = on_progress
-        self._recent: deque[tuple[float, int]] = deque()
-        self._next = 0.0
-        self._total: int | None = None
-        self._files: int | None = None
-
-    def start(self, done: int, total: int | None, files: int | None) -> None:
-        self._total, self._files = total, files
-        self._recent.append((time.monotonic(), done))
-
-    def update(self, done: int, files: int, *, is_last: bool = False) -> None:
-        now = time.monotonic()
-        if self._on_progress is None or (now < self._next and not is_last):
-            return
-        self._next = now + PROGRESS_INTERVAL
-        self._recent.append((now, done))
-        while len(self._recent) > 2 and self._recent[0][0] < now - RATE_SECONDS:
-            self._recent.popleft()
-        since, before = self._recent[0]
-        rate = (done - before) / (now - since) if now > since else None
-        self._on_progress(Progress(done, self._total, files, self._files, rate))
+def _stream_at(position: int, state: State) -> TarStream:
+    """Return a parser for the bytes from ``position`` on, where a member begins, or the end is."""
+    return TarStream.ended(position) if position == state.length else TarStream(position)
 
 
 def _kept_tar(root: Path, source: Source) -> TarFile:

@@ -4,8 +4,8 @@ A connection that breaks is replaced, from the byte at which it broke, with ``If
 two versions are never joined.  What a server, or a proxy before it, says of the part that it sends
 must fit to what was asked for, or it is an error: a part of the wrong place is not written.
 
-Memory is bounded: the parts that wait for their turn have at most ``MAX_WINDOW`` bytes, and one
-per cent of the download, so that a killed client fetches no more than that again.
+Memory is bounded: the parts that wait for their turn have at most ``MAX_WINDOW`` bytes, and half a
+per cent of the download, which is what a killed client fetches again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cartd_client.transport import Response, Transport
 MAX_WINDOW = 16 << 20
 MIN_PART = 16 << 10
 MAX_PART = 512 << 10
-MIN_RANGE = 64 << 10
+MIN_RANGE = 32 << 10
 MAX_RANGE = 8 << 20
 FIRST_RANGE = 256 << 10
 MAX_JOBS = 32
@@ -108,11 +108,14 @@ class RangeReader:
         """Whether the service can continue the download at any byte."""
 
     def open(self, start: int = 0, etag: str | None = None, length: int | None = None) -> None:
-        """Ask for the bytes from ``start`` on, and learn the facts; nothing is read yet.
+        """Ask for the bytes from ``start`` on, if there are any, and learn the facts.
 
         :raises CartChanged: the cart has another ETag or length.
         """
         self.start, self.etag, self.length = start, etag, length
+        if length is not None and start >= length:
+            self.has_ranges = True
+            return
         self._first_end = start + FIRST_RANGE if self._jobs > 1 else None
         self._first = self._request(start, self._first_end, is_first=not start)
         if self._first_end is not None and not self.has_ranges and not self._ignores_ranges:
@@ -151,7 +154,7 @@ class RangeReader:
     def _by_one_request(self) -> Iterator[bytes]:
         window = MAX_WINDOW
         if self.length is not None:
-            window = min(window, self.length // 200)
+            window = min(window, self.length // 400)
         size = max(MIN_PART, min(MAX_PART, window // 8))
         queue: Queue[bytes | BaseException | None] = Queue(max(2, window // size))
 
@@ -399,7 +402,7 @@ class _Ranges:
     """The ranges of a download: the one that is asked for already, and others of one size."""
 
     def __init__(self, start: int, first_end: int, length: int, jobs: int) -> None:
-        window = min(MAX_WINDOW, max(length // 100, jobs * MIN_RANGE))
+        window = min(MAX_WINDOW, max(length // 200, jobs * MIN_RANGE))
         self._size = max(MIN_RANGE, min(MAX_RANGE, window // (jobs + 1)))
         self._start = start
         self._first_end = min(first_end, length)

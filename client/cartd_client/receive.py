@@ -100,6 +100,10 @@ class Settler:
         self._bytes += item.member.size
         self._end = max(self._end, item.member.end)
 
+    def reach(self, position: int) -> None:
+        """Note that there are no more members before ``position``."""
+        self._end = position
+
     def settle_if_due(self) -> None:
         """Settle the batch if it is large or old."""
         is_due = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cartd_client.contents import Item
 from cartd_client.receive import Sink
@@ -99,3 +101,48 @@ class FileSink(Sink):
 
     def publish(self, items: list[Item], batch: object) -> None:
         sync_file(self.file.fd)
+
+
+class StdoutSink(Sink):
+    """Writes the tar to standard output."""
+
+    def raw(self, data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+
+    def flush(self) -> None:
+        sys.stdout.buffer.flush()
+
+
+class TarAndTree(Sink):
+    """Saves the tar, and unpacks it."""
+
+    def __init__(self, unpacking: Sink, file_sink: FileSink) -> None:
+        self.file_sink = file_sink
+        self._unpacking = unpacking
+
+    def raw(self, data: bytes) -> None:
+        self.file_sink.raw(data)
+
+    def begin(self, item: Item) -> None:
+        self.file_sink.begin(item)
+        self._unpacking.begin(item)
+
+    def write(self, item: Item, data: memoryview) -> None:
+        self.file_sink.write(item, data)
+        self._unpacking.write(item, data)
+
+    def end(self, item: Item) -> None:
+        self._unpacking.end(item)
+
+    def flush(self) -> None:
+        self._unpacking.flush()
+
+    def new_batch(self) -> Any:
+        return self._unpacking.new_batch()
+
+    def publish(self, items: list[Item], batch: Any) -> None:
+        self.file_sink.publish(items, batch)
+        self._unpacking.publish(items, batch)
+
+    def settled(self, batch: Any) -> None:
+        self._unpacking.settled(batch)

@@ -93,6 +93,13 @@ class TarStream:
         tar._begin_content(member.size, member.data + member.size - offset)
         return tar
 
+    @classmethod
+    def ended(cls, offset: int) -> TarStream:
+        """Return a parser of a tar that has been read to its end."""
+        tar = cls(offset)
+        tar._zero_blocks = 2
+        return tar
+
     @property
     def is_complete(self) -> bool:
         """Whether the end of the archive has been seen: two blocks of zeros."""

@@ -204,7 +204,9 @@ class DirectorySink(Sink):
         if self._overwrite or item.tag is not None:
             return
         found = self.tree.status(item.parts)
-        if found is not None and not is_same(self.tree, item.parts, found, item.wanted):
+        if found is None or stat.S_ISDIR(found.st_mode):
+            return  # a directory is never replaced
+        if not is_same(self.tree, item.parts, found, item.wanted):
             raise exists_already(self.tree.root, [item.parts])
 
     def set_directory_times(self) -> None:

@@ -68,7 +68,9 @@ class DownloadProxy:
     target: int
     fault: Callable[[Answer], None] | None = None
     """Called with each answer to a download."""
-    sent: list[tuple[int, int]] = field(default_factory=list)
+    drops_ranges: bool = False
+    """Whether to remove Range and If-Range from requests, as some caches do."""
+    sent: list[list[int]] = field(default_factory=list)
     """The spans of downloads that were sent, as offsets."""
     requests: list[str] = field(default_factory=list)
     """The heads of all requests."""
@@ -111,6 +113,8 @@ class DownloadProxy:
                 return
             self.requests.append(request)
             with socket.create_connection(("127.0.0.1", self.target)) as service:
+                if self.drops_ranges:
+                    request = re.sub(r"(?im)^(if-)?range: .*\r\n", "", request)
                 kept = re.sub(r"(?i)connection: .*\r\n", "", request)
                 service.sendall(f"{kept}Connection: close\r\n\r\n".encode("latin-1") + rest)
                 length = re.search(r"(?i)content-length: (\d+)", request)
@@ -120,6 +124,8 @@ class DownloadProxy:
                     missing -= len(data)
                     service.sendall(data)
                 head, body = _head(service)
+                if not head:
+                    return  # the service was killed
                 self._answer(Answer(request, head), body, service, client)
 
     def _answer(
@@ -131,8 +137,10 @@ class DownloadProxy:
         client.sendall(f"{answer.head}\r\n".encode("latin-1"))
         at = answer.start
         span = [at, at]
+        if answer.is_download and answer.status in (200, 206):
+            self.sent.append(span)
         limit = answer.cut_after
-        try:
+        with suppress(OSError):
             while body or (body := service.recv(BLOCK)):
                 if answer.paced is not None:
                     answer.paced(at)
@@ -147,9 +155,6 @@ class DownloadProxy:
                     if answer.stall is not None:
                         answer.stall.wait(60)
                     return
-        finally:
-            if answer.is_download and answer.status in (200, 206):
-                self.sent.append((span[0], span[1]))
 
 
 def _head(connection: socket.socket) -> tuple[str, bytes]:
