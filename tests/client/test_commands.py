@@ -201,7 +201,7 @@ def test_common_options_stand_before_the_command_or_after_it(cart: CartCommand, 
 
 def test_a_wrong_command_line_names_the_option_and_the_help(cart: CartCommand) -> None:
     for arguments, said in {
-        (): "A command is missing; see 'cart --help'",
+        (): "Missing command. See 'cart --help'",
         ("stauts",): "No such command 'stauts'. Did you mean 'status'?",
         ("status",): "Missing argument 'UID'. See 'cart status --help'",
         ("status", "x", "--nope"): "No such option '--nope'. See 'cart status --help'",

@@ -43,6 +43,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 
 @click.command(
     cls=CartGroup,
+    no_args_is_help=False,  # it would be no error before click 8.2
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
@@ -157,8 +158,6 @@ def error_of(error: BaseException, arguments: Sequence[str]) -> ClientError:
 def _usage_error(error: click.UsageError) -> UsageError:
     """Return click's error with the command whose help has more."""
     command = error.ctx.command_path if error.ctx is not None else "cart"
-    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        return UsageError(f"A command is missing; see '{command} --help'")
     return UsageError(f"{error.format_message().rstrip('.')}. See '{command} --help'")
 
 

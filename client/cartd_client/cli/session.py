@@ -121,7 +121,7 @@ class Session:
     @property
     def can_ask(self) -> bool:
         """Whether a question would reach the user."""
-        return sys.stdin is not None and sys.stdin.isatty() and not self.options.json
+        return sys.stdin is not None and sys.stdin.isatty()
 
     def confirm(self, question: str) -> bool:
         """Ask on the terminal; no is the default."""
