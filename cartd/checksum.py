@@ -25,17 +25,21 @@ class Checksum:
     """Hashes and counts the bytes of one file as they arrive; stores none of them.
 
     ``size`` is the declared number of bytes.  ``hash_sum`` is hex in either case; if it is empty,
-    only the size is verified, and :meth:`finish` returns the computed hash.  An unusable
-    ``hash_type`` raises ``ValueError``, as :func:`digest_size` does.
+    only the size is verified, and :meth:`finish` returns the computed hash.  A second hash of
+    ``also_type`` is computed of the same bytes, and compared with nothing.  An unusable type raises
+    ``ValueError``, as :func:`digest_size` does.
     """
 
-    def __init__(self, hash_type: str, hash_sum: str, size: int) -> None:
+    def __init__(
+        self, hash_type: str, hash_sum: str, size: int, also_type: str | None = None
+    ) -> None:
         digest_size(hash_type)
         self._hash_type = hash_type
         self._declared = hash_sum.lower()
         self._size = size
         self._seen = 0
         self._hash = _new(hash_type)
+        self._also = None if also_type is None else _new(also_type)
 
     @property
     def seen(self) -> int:
@@ -48,6 +52,8 @@ class Checksum:
         if self._seen > self._size:
             raise SizeMismatch(f"it has more than the {self._size} bytes that were declared")
         self._hash.update(data)
+        if self._also is not None:
+            self._also.update(data)
 
     def finish(self) -> str:
         """Return the hash in lower-case hex; raise :class:`Mismatch` if size or hash differ."""
@@ -59,6 +65,10 @@ class Checksum:
                 f"its {self._hash_type} is {computed} where {self._declared} was declared"
             )
         return computed
+
+    def also_sum(self) -> str | None:
+        """Return the second hash of the bytes so far, in lower-case hex; None without one."""
+        return None if self._also is None else self._also.hexdigest()
 
 
 @lru_cache(maxsize=64)

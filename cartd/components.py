@@ -293,6 +293,7 @@ class Components:
             now=self.now,
             share_divisor=self.stager.share_divisor,
             metrics=self.metrics,
+            also_hash=self.config.also_hash,
         )
         if resume:
             log.info("Using archive {url}", url=self.config.archive_url)

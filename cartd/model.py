@@ -280,6 +280,15 @@ def format_time(time: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class SecondHash:
+    """A hash of a file beside that of its manifest."""
+
+    hash_type: str
+    hash_sum: str
+    """Lower-case hex."""
+
+
+@dataclass(frozen=True, slots=True)
 class DuplicateFile:
     """A file that one cart lacks and another cart has staged: with the same id and hash."""
 
@@ -297,6 +306,9 @@ class DuplicateFile:
     hash_sum: str
     invalidations: int = 0
     """The invalidation counter of that cart; if it has changed, the file may be another one."""
+    also_hash_type: str | None = None
+    """The second hash of the staged file, as in :class:`CartFile`."""
+    also_hash_sum: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +337,17 @@ class CartFile:
     """Algorithm of a second hash that was computed while it was staged; none without one."""
     also_hash_sum: str | None = field(default=None, compare=False)
     """Lower-case hex."""
+
+    def second_hash_type(self, default: str | None) -> str | None:
+        """Return the type of the second hash to compute when the file is staged, or None.
+
+        It is that of the recorded one, so that a cart keeps the types of its hashes when it is
+        restaged under another setting; else ``default``.  None if the first hash is of that type.
+        """
+        also = self.also_hash_type or default
+        if also is None or canonical_name(also) == canonical_name(self.hash_type):
+            return None
+        return also
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from cartd.checksum import canonical_name
+
 T = TypeVar("T")
 
 _PREFIXES = ("", "K", "M", "G", "T")
@@ -158,6 +160,10 @@ def positive_size(value: str) -> int:
     if not (size := parse_size(value)):
         raise ValueError("must be more than 0 bytes")
     return size
+
+
+def hash_type(value: str) -> str:
+    return canonical_name(value)
 
 
 def header_name(value: str) -> str:

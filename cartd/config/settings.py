@@ -395,6 +395,19 @@ class Config:
         description="Maximum number of unfinished carts, over all users.",
     )
 
+    # [staging]
+    also_hash: str | None = setting(
+        "staging",
+        default="none",
+        parse=parsers.optional(parsers.hash_type),
+        unit="hash, or none",
+        description=(
+            "Second hash that is computed of every staged file, such as sha256, unless its manifest"
+            " gives that one."
+        ),
+    )
+    """A canonical name."""
+
     # [archiveinterface]
     archive_url: str = setting(
         "archiveinterface",

@@ -53,6 +53,8 @@ class StagingContext:
     share_divisor: Callable[[str | None], int]
     """Return the divisor of page and window sizes for a cart of this owner."""
     metrics: Metrics = UNEXPOSED
+    also_hash: str | None = None
+    """The type of the second hash of each file; none without one."""
 
     def share(self, cart: Cart, whole: int) -> int:
         """Return the fair share of ``whole`` for ``cart``, which is being staged; at least two."""

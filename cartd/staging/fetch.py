@@ -20,13 +20,15 @@ from cartd.archive.retry import FileFailed
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import Batcher, both, for_each
 from cartd.errors import CartdError
-from cartd.model import Cart, CartFile, FileFailure
+from cartd.model import Cart, CartFile, FileFailure, SecondHash
 from cartd.staging import StagingContext
 from cartd.staging.tape import TapeRecall
 from cartd.status.pace import Sample
 from cartd.volume.incoming import IncomingFile
 
 T = TypeVar("T")
+Staged = tuple[int, str, SecondHash | None]
+"""Position, hash and second hash of a staged file; a tuple, as there are millions of them."""
 PAGE = 2000
 """Rows read at a time, shared by all carts in staging."""
 WINDOW = 128
@@ -116,8 +118,7 @@ class Failures:
 
 
 class FileFetcher:
-    """Fetches the unstaged files of ``cart``; calls ``on_staged`` with the position and hash of
-    each.
+    """Fetches the unstaged files of ``cart``; calls ``on_staged`` for each.
 
     Files that cannot be fetched are added to ``failures``.  Files are read from the store page by
     page, so those that have been staged meanwhile are skipped.
@@ -128,7 +129,7 @@ class FileFetcher:
         context: StagingContext,
         cart: Cart,
         holder: str,
-        on_staged: Callable[[tuple[int, str]], Awaitable[None]],
+        on_staged: Callable[[Staged], Awaitable[None]],
         failures: Failures,
     ) -> None:
         self._context = context
@@ -279,18 +280,21 @@ class FileFetcher:
         return None
 
     async def _fetch(self, file: CartFile) -> None:
-        hash_sum = await self._with_retries(file, self._fetch_once)
+        staged = await self._with_retries(file, self._fetch_once)
         self._failures.record_success()
         size = file.size or 0
         self._done_files += 1
         self._done_size += size
         self._left_files -= 1
         self._left_size -= size
-        await self._on_staged((file.position, hash_sum))
+        await self._on_staged(staged)
 
-    async def _fetch_once(self, file: CartFile) -> str:
+    async def _fetch_once(self, file: CartFile) -> Staged:
         assert file.size is not None
-        checksum = Checksum(file.hash_type, file.hash_sum, file.size)
+        also_type = also_hash = None
+        if self._context.also_hash is not None or file.also_hash_type is not None:
+            also_type = file.second_hash_type(self._context.also_hash)
+        checksum = Checksum(file.hash_type, file.hash_sum, file.size, also_type)
         incoming = self._context.volume.incoming.open(self._cart, file, checksum)
         self._transfers.add(incoming)
         try:
@@ -301,7 +305,9 @@ class FileFetcher:
             self._transfers.discard(incoming)
             await incoming.abort()
         self._context.concurrency_limit.record_intact_file()
-        return hash_sum
+        if also_type is not None:
+            also_hash = SecondHash(also_type, checksum.also_sum() or "")
+        return file.position, hash_sum, also_hash
 
     async def _transfer(self, file: CartFile, incoming: IncomingFile) -> None:
         try:

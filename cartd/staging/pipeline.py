@@ -17,10 +17,10 @@ from twisted.logger import Logger
 from cartd.deferreds.tasks import Batcher
 from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
-from cartd.model import Cart, CartFile, CartFormat, FileFailure, TarFacts
+from cartd.model import Cart, CartFile, CartFormat, FileFailure, SecondHash, TarFacts
 from cartd.sending.reader import TreeReader
 from cartd.staging import StagingContext
-from cartd.staging.fetch import PAGE, Failures, FileFetcher
+from cartd.staging.fetch import PAGE, Failures, FileFetcher, Staged
 from cartd.status.pace import Sample
 from cartd.store import Store
 from cartd.tar.bag import bag_facts
@@ -44,7 +44,7 @@ class StagingPipeline:
         """Whether sizes of files were unknown at the start, as of Pacifica Cartd's carts."""
         self.tar_bytes: int | None = None
         """Size of its tar, once that is on the volume in place of the files; else None."""
-        self._staged: Batcher[tuple[int, str]] = Batcher(self._record_staged, context.clock.seconds)
+        self._staged: Batcher[Staged] = Batcher(self._record_staged, context.clock.seconds)
         self._failures = Failures(self._record_failed, context.clock.seconds)
         self._fetcher = FileFetcher(context, cart, holder, self._staged.add, self._failures)
 
@@ -194,10 +194,17 @@ class StagingPipeline:
 
     async def _record_found(self, files: Sequence[CartFile]) -> AsyncIterator[tuple[int, set[int]]]:
         """Record the intact ones of the files; yield their number and the recorded positions."""
-        async for intact in self._context.volume.verification.intact_files(self._cart, files):
+        async for intact in self._context.volume.verification.intact_files(
+            self._cart, files, self._context.also_hash
+        ):
             found = {file.position: file.hash_sum for file in intact}
+            second = {
+                file.position: SecondHash(file.also_hash_type, file.also_hash_sum)
+                for file in intact
+                if file.also_hash_type is not None and file.also_hash_sum is not None
+            }
             recorded = await self._context.store.dedup.record_found(
-                self._cart.id, self._holder, found
+                self._cart.id, self._holder, found, second
             )
             self._context.metrics.files_staged.labels("kept").inc(len(recorded))
             yield len(found), recorded
@@ -211,9 +218,13 @@ class StagingPipeline:
             self._cart, self._holder, bytes_total=bytes_total, volume_bytes=volume_bytes
         )
 
-    async def _record_staged(self, staged: Sequence[tuple[int, str]]) -> None:
+    async def _record_staged(self, staged: Sequence[Staged]) -> None:
         await self._context.store.progress.record_staged(
-            self._cart.id, self._holder, staged, now=self._context.now()
+            self._cart.id,
+            self._holder,
+            [(position, hash_sum) for position, hash_sum, _ in staged],
+            now=self._context.now(),
+            second={position: also for position, _, also in staged if also is not None},
         )
         self._context.metrics.files_staged.labels("fetched").inc(len(staged))
 

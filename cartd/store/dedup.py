@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import starmap
 
-from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal_column,
+    select,
+    update,
+)
 
-from cartd.model import CartStatus, DuplicateFile, FileStatus
+from cartd.model import CartStatus, DuplicateFile, FileStatus, SecondHash
 from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.durability import mark_dirty
 from cartd.store.leases import require_lease
@@ -82,6 +92,8 @@ _DUPLICATES = (
                 "hash_type": file.c.hash_type,
                 "hash_sum": file.c.hash_value,
                 "invalidations": _found_cart.c.invalidations,
+                "also_hash_type": _found.c.also_hash_type,
+                "also_hash_sum": _found.c.also_hash_value,
             },
         )
     )
@@ -136,6 +148,8 @@ _RECORD_LINKED = (
         # A restaged cart keeps its tar byte for byte, so downloads can resume.
         mtime=func.coalesce(file.c.mtime, bindparam("new_mtime")),
         linked_to=bindparam("owner"),
+        also_hash_type=func.coalesce(bindparam("also_type", type_=Text), file.c.also_hash_type),
+        also_hash_value=func.coalesce(bindparam("also_sum", type_=Text), file.c.also_hash_value),
     )
 )
 _STAGED_NOW = cart.c.bytes_staged + bindparam("more_bytes")
@@ -182,9 +196,16 @@ class Dedup:
         rows = await self._database.rows(_STAGED_SIZES, {"names": names})
         return {(row.file_name, row.hash_type, row.hash_value): row.size for row in rows}
 
-    async def record_found(self, cart_id: int, holder: str, found: Mapping[int, str]) -> set[int]:
+    async def record_found(
+        self,
+        cart_id: int,
+        holder: str,
+        found: Mapping[int, str],
+        second: Mapping[int, SecondHash] | None = None,
+    ) -> set[int]:
         """Record files found on the volume, their digests by position; return those recorded.
 
+        ``second`` has the second hashes of some of them.
         A file that is also staged elsewhere is not recorded: it may be the same inode under another
         name, in another cart or at another position of this one, and is counted there.
         """
@@ -200,7 +221,7 @@ class Dedup:
                     if not row.is_elsewhere
                 }
                 digests = {at: found[at] for at in only_here.values()}
-                await record_staged_in(transaction, cart_id, digests)
+                await record_staged_in(transaction, cart_id, digests, second or {})
                 recorded |= digests.keys()
         return recorded
 
@@ -245,6 +266,8 @@ async def _record_linked(
                 "new_size": duplicate.size,
                 "new_mtime": duplicate.mtime,
                 "owner": owners[duplicate.staged_id],
+                "also_type": duplicate.also_hash_type,
+                "also_sum": duplicate.also_hash_sum,
             }
             for duplicate in new
         ],

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from cartd.errors import Problem
-from cartd.model import CartStatus, FileFailure, FileStatus, TarFacts
+from cartd.model import CartStatus, FileFailure, FileStatus, SecondHash, TarFacts
 from cartd.store.database import Database, Transaction, lock_writers
 from cartd.store.durability import (
     AT_POSITIONS,
@@ -60,6 +60,9 @@ _RECORD_STAGED = (
         problem=None,
         hash_value=case((file.c.hash_value == "", bindparam("digest")), else_=file.c.hash_value),
     )
+)
+_RECORD_STAGED_TWICE_HASHED = _RECORD_STAGED.values(
+    also_hash_type=bindparam("also_type"), also_hash_value=bindparam("also_sum")
 )
 _LAST = select(func.max(file.c.position).label("position")).where(
     file.c.cart_id == bindparam("of_cart")
@@ -197,16 +200,23 @@ class Progress:
         return True
 
     async def record_staged(
-        self, cart_id: int, holder: str, staged: Sequence[tuple[int, str]], *, now: float
+        self,
+        cart_id: int,
+        holder: str,
+        staged: Sequence[tuple[int, str]],
+        *,
+        now: float,
+        second: Mapping[int, SecondHash] | None = None,
     ) -> None:
         """Record files on the volume: (position, digest); repeating it changes nothing.
 
-        A digest is stored only for a file whose manifest has none.
+        A digest is stored only for a file whose manifest has none.  ``second`` has the second
+        hashes of some of them, by position.
         """
         async with self._database.transaction() as transaction:
             await require_lease(transaction, cart_id, holder)
             for batch in batched(iter(staged), BATCH):
-                await record_staged_in(transaction, cart_id, dict(batch))
+                await record_staged_in(transaction, cart_id, dict(batch), second or {})
 
     async def record_file_errors(
         self, cart_id: int, holder: str, failed: Sequence[FileFailure]
@@ -500,7 +510,10 @@ async def _record_states(
 
 
 async def record_staged_in(
-    transaction: Transaction, cart_id: int, digests: Mapping[int, str]
+    transaction: Transaction,
+    cart_id: int,
+    digests: Mapping[int, str],
+    second: Mapping[int, SecondHash],
 ) -> None:
     """As :meth:`Progress.record_staged`, within a transaction that has the lease."""
     new = await transaction.rows(
@@ -508,10 +521,18 @@ async def record_staged_in(
     )
     if not new:
         return
-    await transaction.execute(
-        _RECORD_STAGED,
-        [{"in_cart": cart_id, "at": row.position, "digest": digests[row.position]} for row in new],
-    )
+    once: list[dict[str, Any]] = []
+    twice: list[dict[str, Any]] = []
+    for row in new:
+        values = {"in_cart": cart_id, "at": row.position, "digest": digests[row.position]}
+        if row.position in second:
+            also = second[row.position]
+            twice.append({**values, "also_type": also.hash_type, "also_sum": also.hash_sum})
+        else:
+            once.append(values)
+    for statement, rows in ((_RECORD_STAGED, once), (_RECORD_STAGED_TWICE_HASHED, twice)):
+        if rows:
+            await transaction.execute(statement, rows)
     await mark_dirty(transaction, cart_id, [row.position for row in new])
     await count(transaction, cart_id, files=len(new), size=sum(row.size or 0 for row in new))
 

@@ -22,7 +22,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -61,8 +61,18 @@ class FileFacts:
     """Whole Unix seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of reading a file."""
+
+    fault: str
+    """What is wrong with it, in a few words; empty if nothing is."""
+    also_sum: str | None = None
+    """The second hash of an intact file that has the type of one."""
+
+
 class Declared(Protocol):
-    """The declared size of a file, and its hash in lower-case hex."""
+    """The declared size of a file, and its hashes in lower-case hex."""
 
     @property
     def hash_type(self) -> str: ...
@@ -72,6 +82,12 @@ class Declared(Protocol):
 
     @property
     def size(self) -> int | None: ...
+
+    @property
+    def also_hash_type(self) -> str | None: ...
+
+    @property
+    def also_hash_sum(self) -> str | None: ...
 
 
 class FileVerifier:
@@ -91,19 +107,27 @@ class FileVerifier:
         return found
 
     async def intact_files(
-        self, cart: Cart, files: Sequence[CartFile]
+        self, cart: Cart, files: Sequence[CartFile], also_hash: str | None = None
     ) -> AsyncIterator[list[CartFile]]:
         """Yield those of the files that exist with the right size and hash, batch by batch.
 
+        Each has its second hash, if it has one recorded or ``also_hash`` is the type of one.
         They are read from the disk, not from the page cache.  A file without a known hash is not
         yielded: its size alone proves nothing.  Nor is a file of a bundled cart with a second hard
         link: no cart is linked to a bundled one, so its bytes are accounted to another cart.
         """
         for batch in _batches([file for file in files if file.hash_sum and file.size is not None]):
-            faults = await self._run_scan(
-                _tree_faults(self._paths, cart, batch, unrecorded=True), _no_throttle
-            )
-            yield [file for file, fault in zip(batch, faults, strict=True) if not fault]
+            wanted = [
+                replace(file, also_hash_type=file.second_hash_type(also_hash), also_hash_sum=None)
+                for file in batch
+            ]
+            scan = _tree_verdicts(self._paths, cart, wanted, unrecorded=True)
+            verdicts = await self._run_scan(scan, _no_throttle)
+            yield [
+                replace(file, also_hash_sum=verdict.also_sum)
+                for file, verdict in zip(wanted, verdicts, strict=True)
+                if not verdict.fault
+            ]
 
     async def faults(self, cart: Cart, files: Sequence[CartFile], throttle: Throttle) -> list[str]:
         """Return what is wrong with each file of a ready cart, in a few words; '' if nothing.
@@ -111,9 +135,9 @@ class FileVerifier:
         A hash or size that is not known is not compared.  ``throttle`` is awaited after each step,
         with the bytes read since the last call.
         """
-        if cart.bundle:
-            return await self._run_scan(_tar_faults(self._paths, cart, files), throttle)
-        return await self._run_scan(_tree_faults(self._paths, cart, files), throttle)
+        scan = _tar_verdicts if cart.bundle else _tree_verdicts
+        verdicts = await self._run_scan(scan(self._paths, cart, files), throttle)
+        return [verdict.fault for verdict in verdicts]
 
     async def bundle_faults(
         self, cart: Cart, pages: AsyncIterator[list[CartFile]], throttle: Throttle
@@ -125,29 +149,31 @@ class FileVerifier:
         """
         walk = _TarWalk(self._paths, cart)
         async for files in pages:
-            faults = await self._run_scan(walk.faults(files), throttle)
+            verdicts = await self._run_scan(walk.verdicts(files), throttle)
             if not walk.in_order:
                 rest = [*files, *[file async for page in pages for file in page]]
                 yield rest, await self.faults(cart, rest, throttle)
                 return
-            yield files, faults
+            yield files, [verdict.fault for verdict in verdicts]
 
     async def intact_duplicates(self, duplicates: Sequence[DuplicateFile]) -> list[DuplicateFile]:
         """Return those of the staged files whose bytes still match their hash."""
-        faults = await self._run_scan(_duplicate_faults(self._paths, duplicates), _no_throttle)
-        return [duplicate for duplicate, fault in zip(duplicates, faults, strict=True) if not fault]
+        scan = _duplicate_verdicts(self._paths, duplicates)
+        verdicts = await self._run_scan(scan, _no_throttle)
+        found = zip(duplicates, verdicts, strict=True)
+        return [duplicate for duplicate, verdict in found if not verdict.fault]
 
-    async def _run_scan(self, scan: Scan[list[str]], throttle: Throttle) -> list[str]:
+    async def _run_scan(self, scan: Scan[list[Verdict]], throttle: Throttle) -> list[Verdict]:
         should_stop = threading.Event()
         busy = False
         try:
             while True:
                 busy = True
-                size, faults = await self._threads.run(self._step, scan, should_stop.is_set)
+                size, verdicts = await self._threads.run(self._step, scan, should_stop.is_set)
                 busy = False
                 await throttle(size)
-                if faults is not None:
-                    return faults
+                if verdicts is not None:
+                    return verdicts
         except CancelledError:
             should_stop.set()
             if not busy:
@@ -169,7 +195,9 @@ class FileVerifier:
             for file, one in zip(batch, found, strict=True)
         ]
 
-    def _step(self, scan: Scan[list[str]], should_stop: ShouldStop) -> tuple[int, list[str] | None]:
+    def _step(
+        self, scan: Scan[list[Verdict]], should_stop: ShouldStop
+    ) -> tuple[int, list[Verdict] | None]:
         """Run one step, in a thread; return the bytes read, and the result at the end."""
         done = 0
         try:
@@ -179,10 +207,10 @@ class FileVerifier:
                     scan.close()
                     return done, None
         except StopIteration as ended:
-            faults: list[str] = ended.value
-            if any(faults):
+            verdicts: list[Verdict] = ended.value
+            if any(verdict.fault for verdict in verdicts):
                 self._identity.check()
-            return done, faults
+            return done, verdicts
         return done, None
 
 
@@ -225,36 +253,38 @@ def _batches(files: Sequence[CartFile]) -> Iterator[list[CartFile]]:
         yield batch
 
 
-def _tree_faults(
+def _tree_verdicts(
     paths: VolumePaths, cart: Cart, files: Sequence[CartFile], *, unrecorded: bool = False
-) -> Scan[list[str]]:
-    faults = []
+) -> Scan[list[Verdict]]:
+    verdicts = []
     only_name = unrecorded and cart.bundle
     with RootedFS(paths.root) as fs:
         for file in files:
             try:
                 path = paths.member(cart, file.path)
             except ValueError:
-                faults.append("cannot have that path")
+                verdicts.append(Verdict("cannot have that path"))
                 continue
-            scan = _file_fault(fs, path, file, drop_cache=unrecorded, only_name=only_name)
-            faults.append((yield from scan))
-    return faults
+            scan = _verify_file(fs, path, file, drop_cache=unrecorded, only_name=only_name)
+            verdicts.append((yield from scan))
+    return verdicts
 
 
-def _duplicate_faults(paths: VolumePaths, duplicates: Sequence[DuplicateFile]) -> Scan[list[str]]:
-    faults = []
+def _duplicate_verdicts(
+    paths: VolumePaths, duplicates: Sequence[DuplicateFile]
+) -> Scan[list[Verdict]]:
+    verdicts = []
     with RootedFS(paths.root) as fs:
         for duplicate in duplicates:
             path = paths.staged(duplicate.staged_cart, duplicate.staged_uid, duplicate.staged_path)
-            faults.append((yield from _file_fault(fs, path, duplicate)))
-    return faults
+            verdicts.append((yield from _verify_file(fs, path, duplicate)))
+    return verdicts
 
 
-def _file_fault(
+def _verify_file(
     fs: RootedFS, path: Path, file: Declared, *, drop_cache: bool = False, only_name: bool = False
-) -> Scan[str]:
-    """Return what is wrong with the file at ``path``; '' if nothing.
+) -> Scan[Verdict]:
+    """Read and verify the file at ``path``.
 
     :raises DiskUnavailable: it cannot be verified now.
 
@@ -267,47 +297,52 @@ def _file_fault(
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             status = os.fstat(opened.fileno())
             if only_name and status.st_nlink > 1:
-                return "has another hard link"
+                return Verdict("has another hard link")
             size = status.st_size if file.size is None else file.size
-            return (yield from _content_fault(opened, status.st_size, size, file))
+            return (yield from _verify_content(opened, status.st_size, size, file))
     except FileNotFoundError:
-        return "is missing"
+        return Verdict("is missing")
     except OSError as error:
         raise_if_transient(error)
         if error.errno == errno.ENOTSUP:
-            return "is not a regular file"
-        return f"cannot be read: {error.strerror}"
+            return Verdict("is not a regular file")
+        return Verdict(f"cannot be read: {error.strerror}")
 
 
-def _content_fault(content: IO[bytes] | Any, found: int, size: int, file: Declared) -> Scan[str]:
+def _verify_content(
+    content: IO[bytes] | Any, found: int, size: int, file: Declared
+) -> Scan[Verdict]:
     if found != size:
-        return f"has {found} bytes where {size} were recorded"
-    checksum = Checksum(file.hash_type, file.hash_sum, size)
+        return Verdict(f"has {found} bytes where {size} were recorded")
+    checksum = Checksum(file.hash_type, file.hash_sum, size, file.also_hash_type)
     try:
         while chunk := content.read(CHUNK):
             checksum.update(chunk)
             yield len(chunk)
         checksum.finish()
     except Mismatch:
-        return "does not match its hash"
-    return ""
+        return Verdict("does not match its hash")
+    also_sum = checksum.also_sum()
+    if file.also_hash_sum is not None and also_sum != file.also_hash_sum:
+        return Verdict("does not match its second hash")
+    return Verdict("", also_sum)
 
 
-def _tar_faults(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Scan[list[str]]:
+def _tar_verdicts(paths: VolumePaths, cart: Cart, files: Sequence[CartFile]) -> Scan[list[Verdict]]:
     wanted = {f"{cart.tar_prefix}{file.path}": file for file in files}
-    found: dict[str, str] = {}
+    found: dict[str, Verdict] = {}
     missing = "is missing from the bundle"
     try:
         for member, content in _members(paths.root, paths.tar(cart)):
             if (file := wanted.get(member.name)) is not None:
                 size = member.size if file.size is None else file.size
-                found[member.name] = yield from _content_fault(content, member.size, size, file)
+                found[member.name] = yield from _verify_content(content, member.size, size, file)
     except FileNotFoundError:
         missing = "is missing: its bundle does not exist"
     except (OSError, ValueError, tarfile.TarError) as error:
         raise_if_transient(error)
         missing = "cannot be read in the bundle"
-    return [found.get(name, missing) for name in wanted]
+    return [found.get(name) or Verdict(missing) for name in wanted]
 
 
 class _TarWalk:
@@ -320,9 +355,9 @@ class _TarWalk:
         self.in_order = True
         """Whether all members so far were in the page that was being verified."""
 
-    def faults(self, files: Sequence[CartFile]) -> Scan[list[str]]:
+    def verdicts(self, files: Sequence[CartFile]) -> Scan[list[Verdict]]:
         wanted = {f"{self._prefix}{file.path}": file for file in files}
-        found: dict[str, str] = {}
+        found: dict[str, Verdict] = {}
         try:
             while len(found) < len(wanted):
                 member, content = next(self._members, (None, None))
@@ -335,13 +370,13 @@ class _TarWalk:
                     self.in_order = False
                     break
                 size = member.size if file.size is None else file.size
-                found[member.name] = yield from _content_fault(content, member.size, size, file)
+                found[member.name] = yield from _verify_content(content, member.size, size, file)
         except FileNotFoundError:
             self._missing = "is missing: its bundle does not exist"
         except (OSError, ValueError, tarfile.TarError) as error:
             raise_if_transient(error)
             self._missing = "cannot be read in the bundle"
-        return [found.get(name, self._missing) for name in wanted]
+        return [found.get(name) or Verdict(self._missing) for name in wanted]
 
 
 def _members_of(paths: VolumePaths, cart: Cart) -> Iterator[tuple[tarfile.TarInfo, Any]]:

@@ -99,6 +99,7 @@ def test_without_any_configuration_there_are_defaults() -> None:
         volume_quota=None,
         volume_reserve=10**9,
         max_carts_staging=10_000,
+        also_hash=None,
         archive_url="http://127.0.0.1:8080/",
         archive_max_connections=32,
         archive_max_attempts=5,
@@ -183,6 +184,7 @@ EXAMPLES: dict[str, tuple[str, Any, str, Any]] = {
     "volume_quota": ("1 TB", 10**12, "None", None),
     "volume_reserve": ("0", 0, "2 GB", 2 * 10**9),
     "max_carts_staging": ("1", 1, "9", 9),
+    "also_hash": ("SHA-256", "sha256", "none", None),
     "archive_url": ("https://a/b", "https://a/b/", "HTTP://[::1]:80/", "http://[::1]:80/"),
     "archive_max_connections": ("1", 1, "100", 100),
     "archive_max_attempts": ("1", 1, "9", 9),
@@ -482,6 +484,7 @@ BAD: dict[str, list[str]] = {
     "volume_quota": ["0", "lots"],
     "volume_reserve": ["-1", "none"],
     "max_carts_staging": ["0"],
+    "also_hash": ["sha257", "shake_128", "sha256 md5"],
     "archive_url": [
         *["", "archive", "ftp://a/", "http://", "http:///x", "http://a:x/", "http://a:99999/"],
         *["http://[a/", "http://u:p@a/", "http://a/?x", "http://a/#x", "http://a b/"],

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from tests.crash.consistency import counter_errors, files_of, link_errors, ownership_errors
@@ -89,6 +90,7 @@ class Checks:
             *link_errors(live, volume),
             *counter_errors(live),
             *ownership_errors(live, volume),
+            *(error for cart in live for error in self._hash_errors(cart)),
         ]
         taken = sum(cart.volume_bytes - cart.bytes_linked for cart in live)
         if taken != sum(inodes.values()):
@@ -199,6 +201,16 @@ class Checks:
             return tar_of(post, cart.uid)
         archived = post.contents.get("/".join(below))
         return archived.data if archived and top == cart.uid else None
+
+    def _hash_errors(self, cart: CartRow) -> Iterator[str]:
+        """Every staged file must have a second hash, and the right one, however it was staged."""
+        post = self.model.posts.get(number_of(cart))
+        if post is None:
+            return
+        for file in cart.staged:
+            expected = sha256(post.contents[file.path].data).hexdigest()
+            if file.also_hash != expected:
+                yield f"{file.path} has the second hash {file.also_hash}, not {expected}"
 
     def _read_log(self) -> None:
         """Read which carts were evicted since the last time; fail on an unexpected error."""

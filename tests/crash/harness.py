@@ -39,6 +39,8 @@ INI = f"""
 volume_quota = {QUOTA}
 volume_reserve = 0
 lru_interval = 0.5
+[staging]
+also_hash = sha256
 [archiveinterface]
 max_attempts = {{tries}}
 """

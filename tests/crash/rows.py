@@ -20,6 +20,8 @@ class FileRow:
     status: str
     size: int | None
     linked_to: int | None
+    also_hash: str | None
+    """Its second hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ def read_carts(
         carts = connection.execute(select(cart).where(wanted)).all()
         files: dict[int, list[FileRow]] = defaultdict(list)
         if with_files:
-            columns = (file.c.id, file.c.bundle_path, file.c.status, file.c.size, file.c.linked_to)
+            columns = (
+                *(file.c.id, file.c.bundle_path, file.c.status, file.c.size, file.c.linked_to),
+                file.c.also_hash_value,
+            )
             of_carts = and_(file.c.cart_id == cart.c.id, wanted)
             rows = select(cart.c.id, *columns).where(of_carts).order_by(file.c.position)
             for cart_id, *row in connection.execute(rows):

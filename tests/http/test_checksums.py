@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import sqlite3
 import subprocess
 import tarfile
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from cartd.http.carts import NDJSON
 from cartd.store import sync
 from tests.support.cart_site import CartSite, cart_site
+from tests.support.cartd_with_archive import assert_no_unexpected_errors
 from tests.support.databases import Postgres
 from tests.support.running_cartd import entry, manifest, running_cartd, wait_for
 from tests.support.served_directory import served_directory
@@ -238,16 +241,32 @@ def test_the_checksums_of_a_large_cart_take_little_memory(site: CartSite) -> Non
     assert (refused.status, refused.json["detail"]) == (409, message)
 
 
-def test_checksums_are_read_from_postgresql(tmp_path: Path, postgres: Postgres) -> None:
+def test_second_hashes_are_listed_from_postgresql(tmp_path: Path, postgres: Postgres) -> None:
     postgres.execute("CREATE DATABASE checksums")
     url = postgres.url("checksums")
     sync(url)
+    ini = "[staging]\nalso_hash = sha256\n"
     with (
         served_directory(tmp_path) as archive,
-        running_cartd(tmp_path / "cartd", archive=archive.url, database=url) as cartd,
+        running_cartd(tmp_path / "cartd", archive=archive.url, database=url, ini=ini) as cartd,
     ):
         site = CartSite(tmp_path, cartd, archive)
-        site.stage("u", ODD)
-        answer = cartd.get("/-/carts/u/checksums?type=sha1")
-        verify(unpacked(site, "u", tmp_path), "sha1sum", answer.body)
-        assert cartd.get("/-/carts/u/checksums?type=md5").status == 409
+        kinds = ["md5", "sha256", "sha1"]
+        body = mixed(site, {path: (kinds[n % 3], ODD[path]) for n, path in enumerate(ODD)})
+        for uid in ("fetched", "linked"):
+            cartd.post(uid, body)
+            cartd.wait_until(uid, "ready")
+            answer = cartd.get(f"/-/carts/{uid}/checksums?type=sha256")
+            verify(unpacked(site, uid, tmp_path / uid), "sha256sum", answer.body)
+            assert cartd.get(f"/-/carts/{uid}/checksums?type=md5").status == 409
+            page = cartd.get(f"/-/carts/{uid}/files").json["files"]
+            listed = cartd.get(f"/-/carts/{uid}/files", accept=NDJSON).body.splitlines()
+            assert [json.loads(line) for line in listed] == page
+            assert [file.get("also") for file in page] == [
+                None
+                if kinds[n % 3] == "sha256"
+                else {"hashtype": "sha256", "hashsum": hashlib.sha256(data).hexdigest()}
+                for n, data in enumerate(ODD.values())
+            ]
+        assert cartd.terminate() == 0
+        assert_no_unexpected_errors(cartd.log)

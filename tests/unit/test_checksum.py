@@ -32,6 +32,18 @@ def test_an_unknown_hash_sum_is_computed_and_returned() -> None:
     assert checksum.finish() == hashlib.md5(DATA).hexdigest()
 
 
+def test_a_second_hash_is_of_the_same_bytes() -> None:
+    for declared in (SHA1, ""):
+        checksum = Checksum("sha1", declared, len(DATA), "SHA-256")
+        for start in range(0, len(DATA), 64):
+            checksum.update(DATA[start : start + 64])
+        assert checksum.finish() == SHA1
+        assert checksum.also_sum() == hashlib.sha256(DATA).hexdigest()
+    assert Checksum("sha1", "", 0).also_sum() is None
+    with pytest.raises(ValueError, match="sha257"):
+        Checksum("sha1", "", 0, "sha257")
+
+
 def test_a_file_of_no_bytes_is_complete_without_an_update() -> None:
     assert Checksum("sha256", hashlib.sha256().hexdigest(), 0).finish() == (
         hashlib.sha256().hexdigest()

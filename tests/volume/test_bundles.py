@@ -204,7 +204,7 @@ def test_a_bundle_in_order_is_never_held_in_memory(
     def whole(*_: object) -> None:
         raise AssertionError("all files were asked for at once")
 
-    monkeypatch.setattr(verify, "_tar_faults", whole)
+    monkeypatch.setattr(verify, "_tar_verdicts", whole)
     tar = written_bundle(volume, BODIES)
     assert {fault for _, fault in result_of(verified(volume, PAGES))} == {""}
     data = tar.read_bytes()
