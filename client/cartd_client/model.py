@@ -319,7 +319,7 @@ class Report:
             parts.append(f"{len(self.failed):,} WRONG")
         if self.missing:
             parts.append(f"{len(self.missing):,} missing")
-        if count and count >= self.files and not self.failed:
+        if count and count >= self.files and not self.failed and not self.missing:
             parts.append(f"all verified ({algorithms})")
         elif count:
             parts.append(f"{count:,} verified ({algorithms})")

@@ -209,7 +209,8 @@ def test_a_wrong_command_line_names_the_option_and_the_help(cart: CartCommand) -
         ("get", "x", "--limit-rate", "0"): "'0' is no rate: give bytes per second, or 500k",
         ("get", "x", "-j", "0"): "'0' is no number of at least 1",
         ("get", "x", "-o", "a", "-x", "b"): "Give -o or -x",
-        ("verify", "x"): "give either --manifest or --uid",
+        ("verify", "."): ". is not a bag: give --manifest or --uid",
+        ("verify", "x", "--manifest", "y", "--uid", "z"): "Give --manifest or --uid, not both",
         ("completion", "tcsh"): "'tcsh' is not one of",
         ("manifest", "x", "--max-failed", "5"): "--max-failed needs --partial",
     }.items():

@@ -85,6 +85,27 @@ def test_3_no_such_cart(cart: CartCommand) -> None:
     assert not (cart.directory / "data").exists()
 
 
+def test_4_missing_files_and_6_wrong_ones(cart: CartCommand, site: CartSite) -> None:
+    (cart.directory / "my-data.json").write_bytes(site.manifest(FILES))
+    assert cart("fetch", "my-data.json").status == 0
+    check = ("verify", "my-data", "--manifest", "my-data.json")
+    assert cart(*check).out == "2 files, 6 kB, all verified (sha1)\n"
+
+    (cart.directory / "my-data" / "run" / "a.dat").unlink()
+    missing = cart.process(*check)
+    (cart.directory / "my-data" / "run" / "b.dat").write_bytes(b"secone" * 1000)
+    wrong = cart.process(*check)
+
+    assert missing.status == 4
+    assert missing.out.splitlines()[-1].endswith("1 missing, 1 verified (sha1)")
+    assert missing.out.startswith("missing: run/a.dat: ")
+    assert wrong.status == 6
+    assert wrong.out.startswith("wrong: run/b.dat: ")
+    document = cart(*check, "--json").conforming("verify")
+    assert [file["path"] for file in document["failed"]] == ["run/b.dat"]
+    assert [file["path"] for file in document["missing"]] == ["run/a.dat"]
+
+
 def test_5_a_cart_in_error(cart: CartCommand) -> None:
     body = manifest([{**entry("none", "a", b""), "hashsum": ""}])
     (cart.directory / "my-data.json").write_bytes(body)

@@ -384,9 +384,12 @@ def _problem_document(problem: FileProblem) -> dict[str, Any]:
 def verify(
     session: Session, path: str, manifest: str | None, uid: str | None, progress: str | None
 ) -> ExitStatus:
-    """Verify a tar, or an unpacked directory, against a manifest or a cart.
+    """Verify a tar, or an unpacked folder, against a manifest, a cart, or as a bag.
 
-    Reads every file. With --manifest no service is needed.
+    Reads every file. With --manifest no service is needed. Without --manifest and --uid it must be
+    a BagIt bag, whose own hash sums count.
+
+    DIR is the folder of the files: the paths of the manifest are looked up in it.
 
     Ends with 0 if all files are there and right, 4 if some are missing, and 6 if one is wrong.
 
@@ -394,16 +397,21 @@ def verify(
     Examples:
       cart verify my-data --manifest my-data.json
       cart verify my-data.tar --uid my-cart
+      cart verify my-bag
     """
-    if (manifest is None) == (uid is None):
-        raise UsageError("Say what the files must be: give either --manifest or --uid")
-    where = Path(path)
-    expected: Iterable[FileEntry]
+    if manifest is not None and uid is not None:
+        raise UsageError("Give --manifest or --uid, not both")
+    expected: Iterable[FileEntry] | None = None
     with session.showing(progress) as shown:
         if manifest is not None:
             expected = session.read_manifest(manifest).files()
-        else:
-            expected = session.client().files(str(uid))
-        report = verify_path(where, expected, lambda done: shown.show(transfer(done, "Verifying")))
+        elif uid is not None:
+            expected = session.client().files(uid)
+        try:
+            report = verify_path(
+                Path(path), expected, lambda done: shown.show(transfer(done, "Verifying"))
+            )
+        except UsageError as error:
+            raise UsageError(f"{path} is not a bag: give --manifest or --uid") from error
     show_report(session, report, path=path)
     return report.exit_status
