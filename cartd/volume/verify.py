@@ -32,7 +32,8 @@ from twisted.internet.defer import CancelledError
 from cartd.checksum import Checksum, Mismatch
 from cartd.deferreds.threads import T, ThreadRunner
 from cartd.errors import raise_if_transient
-from cartd.model import Cart, CartFile, DuplicateFile
+from cartd.model import Cart, CartFile, CartFormat, DuplicateFile
+from cartd.tar.bag import loaded_facts, new_hash
 from cartd.volume.identity import VolumeIdentity
 from cartd.volume.paths import VolumePaths
 from cartd.volume.rooted_fs import RootedFS
@@ -350,6 +351,7 @@ class _TarWalk:
 
     def __init__(self, paths: VolumePaths, cart: Cart) -> None:
         self._prefix = cart.tar_prefix
+        self._tags = _TagFiles(cart)
         self._members = _members_of(paths, cart)
         self._missing = "is missing from the bundle"
         self.in_order = True
@@ -364,7 +366,8 @@ class _TarWalk:
                 if member is None:
                     break
                 if not member.name.startswith(self._prefix):
-                    continue  # a file of the bag that is none of the cart's
+                    yield from self._tags.read(member, content)
+                    continue
                 file = wanted.get(member.name)
                 if file is None or member.name in found:
                     self.in_order = False
@@ -376,7 +379,37 @@ class _TarWalk:
         except (OSError, ValueError, tarfile.TarError) as error:
             raise_if_transient(error)
             self._missing = "cannot be read in the bundle"
-        return [found.get(name) or Verdict(self._missing) for name in wanted]
+        verdicts = [found.get(name) or Verdict(self._missing) for name in wanted]
+        if self._tags.are_damaged and verdicts and not verdicts[0].fault:
+            verdicts[0] = Verdict("is in a bag whose own files are damaged")
+        return verdicts
+
+
+class _TagFiles:
+    """Verifies the files of a bag that are none of the cart's against its tag manifest.
+
+    These are in the order of the tag manifest, which is the last of them.
+    """
+
+    def __init__(self, cart: Cart) -> None:
+        self._facts = loaded_facts(cart.bag) if cart.format is CartFormat.BAG else None
+        self._lines = b""
+        self.are_damaged = self._facts is not None
+        """Until the tag manifest has been read, which precedes the files of the cart."""
+
+    def read(self, member: tarfile.TarInfo, content: Any) -> Scan[None]:
+        """Read the next one; ``content`` is that of ``member``."""
+        if self._facts is None:
+            return
+        name = member.name.rpartition("/")[2]
+        if name == f"tagmanifest-{self._facts.algorithm}.txt":
+            self.are_damaged = content.read(len(self._lines) + 1) != self._lines
+            return
+        computing = new_hash(self._facts.algorithm)
+        while chunk := content.read(CHUNK):
+            computing.update(chunk)
+            yield len(chunk)
+        self._lines += f"{computing.hexdigest()}  {name}\n".encode()
 
 
 def _members_of(paths: VolumePaths, cart: Cart) -> Iterator[tuple[tarfile.TarInfo, Any]]:

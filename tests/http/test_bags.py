@@ -227,6 +227,10 @@ def test_bags_of_a_bundle_are_verified_and_staged_again(site: CartSite) -> None:
         "damaged: a b/c does not match its hash"
         in site.cartd.run("cartd-cmd", "verify", check=False).stdout
     )
+    at = data.index(b"  data/a b/c")
+    tar.write_bytes(data[: at - 1] + b"!" + data[at:])
+    found = site.cartd.run("cartd-cmd", "verify", check=False).stdout
+    assert "damaged: plain is in a bag whose own files are damaged" in found
     tar.unlink()
     assert site.cartd.get("/damaged").status == 202
     site.cartd.wait_until("damaged", "ready")
