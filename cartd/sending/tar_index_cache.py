@@ -47,6 +47,8 @@ UNKNOWN_SUM = "0" * 128
 SMALL_CONCURRENCY = 16
 """Indexes of smaller carts that are built concurrently; together they need 64 MiB at most."""
 
+_IS_CHANGED = "The cart is being changed; try again"
+
 Variant = tuple[bool, int]
 """See :meth:`cartd.tar.index.Lengths.variant`."""
 Key = tuple[int, CartFormat]
@@ -236,7 +238,7 @@ class TarIndexCache:
     async def _bag_members(self, cart: Cart, page: range, names: Collection[str]) -> Members:
         members = await self._carts.bag_members(cart.id, page, names)
         if not all(members.sums):
-            raise Unavailable("The cart is being changed; try again")
+            raise Unavailable(_IS_CHANGED)
         return members
 
     async def _missing(self, cart: Cart) -> Text | None:
@@ -248,7 +250,7 @@ class TarIndexCache:
                 cart.id, status=FileStatus.ERROR, after=after, limit=PAGE_SIZE
             )
             if not page:
-                raise VolumeDamaged("The cart has changed")
+                raise Unavailable(_IS_CHANGED)
             failed += page
         return Text(missing_json(cart.uid, failed)) if failed else None
 

@@ -276,6 +276,18 @@ def test_a_read_of_zero_bytes_is_refused(limit: int) -> None:
         TreeReader(Path(), iter([Literal(b"x")])).read(limit)
 
 
+def test_all_slices_of_one_file_are_of_one_version_of_it(tmp_path: Path) -> None:
+    path, size = tmp_path / "x.tar", SENDFILE_MIN * 2
+    path.write_bytes(b"1" * size)
+    slices = [Slice("x.tar", size, at, 5) for at in (7, 100_000, 3)]
+    reader = TreeReader(tmp_path, iter([*slices, Literal(b"end")]), keep_open=True)
+    read = reader.read(5)
+    path.unlink()
+    path.write_bytes(b"2" * size)
+    assert read + everything(reader, 4) == b"1" * 15 + b"end"
+    assert not open_below(tmp_path)
+
+
 def test_segments_are_asked_for_only_when_they_are_needed(tree: Path) -> None:
     def pieces() -> Iterator[Literal | Slice]:
         yield Literal(b"abc")

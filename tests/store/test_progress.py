@@ -6,13 +6,15 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_twisted
+from sqlalchemy import update
 
 from cartd.errors import LeaseLost, Problem
 from cartd.manifest import Entry
 from cartd.model import Cart, CartStatus, FileFailure, FileStatus, TarFacts
-from cartd.store import Store, durability, progress
+from cartd.store import Store, durability, progress, tables
 from cartd.store.database import Transaction
 from cartd.store.tables import BATCH
 from cartd.tar.members import Members
@@ -181,6 +183,25 @@ class TestProgress:
         some = await store.carts.members(cart.id, range(1, 3))
         assert (some.paths, some.sizes) == (members.paths[1:2], [10])
         assert await store.carts.members(cart.id, range(4, 9)) == Members([], [], [], [], [])
+
+    @pytest_twisted.ensureDeferred
+    async def test_members_of_a_bag_have_the_hash_of_one_algorithm(self, store: Store) -> None:
+        kinds = [("sha1", SHA1), ("SHA1", SHA1), ("md5", "ab" * 16), ("md5", "cd" * 16)]
+        entries = [Entry(f"{n}", f"f{n}", *kind) for n, kind in enumerate(kinds)]
+        cart = await claimed(store, files=entries)
+        await store.progress.record_states(cart.id, "me", [(n, n, 5) for n in range(4)])
+        failed = [FileFailure(1, "gone", Problem.FILE_NOT_IN_ARCHIVE)]
+        await store.progress.record_file_errors(cart.id, "me", failed)
+        values = {"also_hash_type": "sha1", "also_hash_value": "ef" * 20}
+        async with store.carts._database.transaction() as transaction:
+            second = update(tables.file).where(tables.file.c.position == 2).values(**values)
+            await transaction.execute(second)
+        members = await store.carts.bag_members(cart.id, range(9), {"sha1", "SHA1"})
+        assert members.paths == ["f0", "f2", "f3"]
+        assert members.sums == [SHA1, "ef" * 20, None]
+        plain = await store.carts.members(cart.id, range(9))
+        assert msgspec.structs.replace(members, sums=[]) == plain
+        assert (await store.carts.bag_members(cart.id, range(9), {"none"})).sums == [None] * 3
 
     @pytest_twisted.ensureDeferred
     async def test_members_keep_every_character_of_their_paths(self, store: Store) -> None:
@@ -372,6 +393,24 @@ class TestTar:
         await store.progress.begin_bundling(cart.id, "me", 30)
         await store.progress.record_ready(cart.id, "me", volume_bytes=0, now=40)
         assert (await found(store, cart)).tar == TAR
+
+    @pytest_twisted.ensureDeferred
+    async def test_the_facts_of_a_bag_are_recorded(self, store: Store) -> None:
+        cart, other = await claimed(store), await claimed(store, mark="other")
+        assert (await found(store, cart)).bag is None
+        await store.progress.begin_bundling(cart.id, "me", 20.5, TAR, '{"first": 1}')
+        assert (await found(store, cart)).bag == '{"first": 1}'
+        await store.progress.begin_bundling(cart.id, "me", 20.5)
+        assert ((await found(store, cart)).bag, (await found(store, cart)).tar) == (
+            '{"first": 1}',
+            TAR,
+        )
+        await store.progress.record_bag(cart.id, '{"second": 2}')
+        assert (await found(store, cart)).bag == '{"second": 2}'
+        assert await store.carts.has_other_bag(other)
+        assert not await store.carts.has_other_bag(cart)
+        await store.removals.mark_deleted(cart.id, 30)
+        assert await store.carts.has_other_bag(other)
 
     @pytest_twisted.ensureDeferred
     async def test_deleted_carts_count_as_other_tars_of_a_second(self, store: Store) -> None:
