@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tarfile
 from hashlib import sha1
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cartd.errors import LeaseLost, NoSpace
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.staging.fetch import MAX_FAILED_IF_MOST_FAIL, WINDOW, FilesFailed
 from cartd.staging.pipeline import StagingPipeline
+from cartd.tar.bag import loaded_facts
 from tests.support.sqlite_store import SqliteStore
 from tests.support.staging_parts import MTIME, Bench, passing
 from tests.support.volume_parts import (
@@ -252,6 +254,27 @@ class TestReservation:
         length = (bench.root / "1" / "mine.tar").stat().st_size
         assert asked == [{"bytes_total": 303, "volume_bytes": 303 + length}]
         assert bench.store.cart(cart.id).volume_bytes == length
+
+    def test_space_for_a_bag_is_reserved_before_its_hashes_are_known(self, bench: Bench) -> None:
+        asked: list[int] = []
+
+        async def record(cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int) -> None:
+            asked.append(volume_bytes)
+
+        bench.reserve = record
+        cart = bench.put(bundle=True)
+        bench.store.query("UPDATE cart SET format = 'bag'")
+        bench.store.query("UPDATE file SET hash_value = '' WHERE position = 1")
+        _, ended = run(bench, bench.store.cart(cart.id))
+        assert ended == [None]
+        tar = bench.root / "1" / "mine.tar"
+        assert 303 + tar.stat().st_size <= asked[0] <= 303 + tar.stat().st_size + 10_240
+        cart = bench.store.cart(cart.id)
+        assert (cart.status, cart.volume_bytes) == (CartStatus.READY, tar.stat().st_size)
+        with tarfile.open(tar) as bag:
+            assert bag.getnames()[4] == "mine/tagmanifest-sha1.txt"
+        [facts] = [loaded_facts(cart.bag)]
+        assert facts is not None and facts.length("mine") == tar.stat().st_size
 
 
 class TestTapes:
