@@ -17,7 +17,13 @@ from cartd_client import download as downloading
 from cartd_client import listing
 from cartd_client import verify as verifying
 from cartd_client import watch as watching
-from cartd_client.errors import InvalidResponse, NotSupported, PartialCart
+from cartd_client.errors import (
+    ClientError,
+    InvalidResponse,
+    NotSupported,
+    PartialCart,
+    ServiceUnavailable,
+)
 from cartd_client.manifest import Manifest, default_uid
 from cartd_client.model import (
     Directory,
@@ -29,7 +35,7 @@ from cartd_client.model import (
     Status,
     Target,
 )
-from cartd_client.transport import OnRetry, Transport, quote_segment
+from cartd_client.transport import OnRetry, Response, Transport, quote_segment
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -216,7 +222,8 @@ class Client:
 
     def retry(self, uid: str) -> Status:
         """Stage the files of a cart that failed again; raise RequestRejected if none did."""
-        return Status.from_document(self.transport.request("POST", _cart(uid, "/retry")).json())
+        answer = self._change("POST", _cart(uid, "/retry"), done=http.HTTPStatus.CONFLICT)
+        return self.status(uid) if answer is None else Status.from_document(answer.json())
 
     def set_labels(self, uid: str, labels: Sequence[str]) -> tuple[str, ...]:
         """Replace the labels of a cart; return them."""
@@ -230,7 +237,25 @@ class Client:
 
     def delete(self, uid: str) -> None:
         """Delete all carts of the uid; raise NoSuchCart."""
-        self.transport.request("DELETE", quote_segment(uid))
+        self._change("DELETE", quote_segment(uid), done=http.HTTPStatus.NOT_FOUND)
+
+    def _change(self, method: str, path: str, done: int) -> Response | None:
+        """Send a request that has another answer, ``done``, if it has been sent before.
+
+        None if that comes after an attempt whose answer was lost.
+        """
+        backoff = self.transport.backoff()
+        while True:
+            try:
+                return self.transport.request(method, path, retry=False)
+            except ServiceUnavailable as error:
+                if error.status == http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+                backoff.failed(error)
+            except ClientError as error:
+                if error.status == done and backoff.attempt:
+                    return None
+                raise
 
     def plan(self, manifest: Manifest) -> Mapping[str, Any]:
         """Return what a cart of this manifest would take, as the service tells it."""

@@ -210,9 +210,15 @@ class Response:
             self._raw.shutdown()
 
     def _parts(self, size: int, deadline: float | None) -> Iterator[bytes]:
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self.abort()
+
         timer: threading.Timer | None = None
         if deadline is not None:
-            timer = threading.Timer(max(0.0, deadline - time.monotonic()), self.abort)
+            timer = threading.Timer(max(0.0, deadline - time.monotonic()), expire)
             timer.daemon = True
             timer.start()
         try:
@@ -221,10 +227,12 @@ class Response:
                 if not part:
                     break
                 yield part
-            self._check_deadline(deadline)
+            if expired.is_set():
+                raise self._late(deadline)
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             self.close()
-            self._check_deadline(deadline)
+            if expired.is_set():
+                raise self._late(deadline) from error
             raise ServiceUnavailable(
                 f"{self.url}: the answer broke off: {reason(error)}"
             ) from error
@@ -232,12 +240,10 @@ class Response:
             if timer is not None:
                 timer.cancel()
 
-    def _check_deadline(self, deadline: float | None) -> None:
-        if deadline is None or time.monotonic() < deadline:
-            return
+    def _late(self, deadline: float | None) -> ClientError:
         if deadline == self._deadline:
-            raise WaitTimeout("The time has passed")
-        raise ServiceUnavailable(
+            return WaitTimeout("The time has passed")
+        return ServiceUnavailable(
             f"{self.url}: the answer is not complete after {DOCUMENT_TIMEOUT:.0f} s"
         )
 
@@ -283,6 +289,7 @@ class Transport:
         retry: bool = True,
         ok: Collection[int] = (),
         deadline: float | None = None,
+        silence: float = READ_TIMEOUT,
     ) -> Response:
         """Send a request, and return the answer if its status is below 400 or in ``ok``.
 
@@ -290,7 +297,8 @@ class Transport:
         A ``body`` that is a file is sent from its current position, in parts, and must be seekable.
         With ``stream`` the body is left to be read by :meth:`Response.stream`; else it has
         arrived.  ``retry`` repeats the request while the trouble may pass.  ``deadline`` is a time
-        of ``time.monotonic``.
+        of ``time.monotonic``.  After ``silence`` seconds without a byte the connection counts as
+        broken.
 
         :raises ServiceUnavailable: the trouble has not passed within ``retries``.
         :raises WaitTimeout: the deadline has passed.
@@ -304,7 +312,7 @@ class Transport:
             if not (body is None or isinstance(body, bytes)):
                 body.seek(body_start)
             try:
-                response = self._follow(method, url, headers or {}, body, deadline)
+                response = self._follow(method, url, headers or {}, body, deadline, silence)
                 if response.status >= 400 and response.status not in ok:
                     raise error_of(response)
                 if not stream:
@@ -331,10 +339,11 @@ class Transport:
         headers: Mapping[str, str],
         body: Body,
         deadline: float | None,
+        silence: float,
     ) -> Response:
         """Send the request, and follow redirects of requests without a body."""
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._once(method, url, headers, body, deadline)
+            response = self._once(method, url, headers, body, deadline, silence)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 return response
@@ -354,8 +363,9 @@ class Transport:
         headers: Mapping[str, str],
         body: Body,
         deadline: float | None,
+        silence: float,
     ) -> Response:
-        remaining = READ_TIMEOUT
+        remaining = silence
         if deadline is not None:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -372,7 +382,7 @@ class Transport:
                 body=body,
                 headers=sent,
                 timeout=urllib3.Timeout(
-                    connect=min(CONNECT_TIMEOUT, remaining), read=min(READ_TIMEOUT, remaining)
+                    connect=min(CONNECT_TIMEOUT, remaining), read=min(silence, remaining)
                 ),
                 retries=False,
                 redirect=False,
@@ -536,6 +546,8 @@ def _failure(url: str, error: BaseException) -> ClientError:
                 f"{url}: the certificate of the service is not trusted: {reason(error)};"
                 " name the certificate of your site's authority by --cacert"
             )
+        if "EOF" not in str(error):
+            return InvalidResponse(f"{url}: no TLS connection is possible: {reason(error)}")
     elif isinstance(error, ProxyError):
         text = f"{url}: the proxy fails: {reason(error)}"
     elif any(hint in str(error) for hint in ("got more than", "LineTooLong", "BadStatusLine")):
@@ -610,4 +622,9 @@ def _pool(url: str, cacert: str | None) -> urllib3.PoolManager:
     proxy = getproxies().get(parts.scheme)
     if proxy is None or proxy_bypass(parts.hostname or ""):
         return urllib3.PoolManager(**options)
-    return urllib3.ProxyManager(proxy, **options)
+    try:
+        proxy_url, login = split_login(proxy if "://" in proxy else f"http://{proxy}")
+        headers = urllib3.make_headers(proxy_basic_auth=":".join(login) if login else None)
+        return urllib3.ProxyManager(proxy_url, proxy_headers=headers, **options)
+    except UsageError as error:
+        raise UsageError(f"The proxy in the environment cannot be used: {error}") from error

@@ -33,6 +33,8 @@ MIN_INTERVAL = 1.0
 """Seconds between two requests at least, whatever the service does."""
 MAX_INTERVAL = 10.0
 """Seconds between two requests at most, where the service does not hold a response."""
+EVENT_SILENCE = 40.0
+"""Seconds of silence after which a stream counts as broken; the service sends comments."""
 MAX_EVENT = 4 << 20
 """Bytes of an event."""
 _ID = re.compile(rb"[!-~]{0,200}")
@@ -162,6 +164,11 @@ def watch(transport: Transport, uid: str, deadline: float | None = None) -> Iter
     :raises NoSuchCart: there is none, or it was deleted meanwhile.
     """
     last = None
+    if deadline is not None and deadline <= time.monotonic():
+        last = status(transport, uid)
+        yield last
+        if last.is_ended:
+            return
     try:
         with closing(_Watch(transport, uid, deadline).statuses()) as statuses:
             for current in statuses:
@@ -193,21 +200,25 @@ class _Watch:
         yield from self._heads()
 
     def _events(self) -> Iterator[Status]:
-        """Yield statuses from event streams, one after another, until there are too many."""
+        """Yield statuses from event streams, one after another.
+
+        Ends if the service has too many streams, or if one has no event: the first is sent at
+        once, so a proxy keeps it back.
+        """
         backoff = self._transport.backoff(self._deadline)
-        path = _path(self._uid) + "/events"
         while True:
-            headers = {"Accept": "text/event-stream, application/problem+json;q=0.9"}
-            if self._last_id is not None:
-                headers["Last-Event-ID"] = self._last_id
+            events = 0
             try:
-                answer = self._transport.request(
-                    "GET", path, headers=headers, stream=True, retry=False, deadline=self._deadline
-                )
-                with answer:
-                    for current in self._stream(answer):
-                        backoff.succeeded()
-                        yield current
+                with self._open() as answer:
+                    try:
+                        for current in self._stream(answer):
+                            events += 1
+                            backoff.succeeded()
+                            yield current
+                    except ServiceUnavailable:
+                        if not events:
+                            return
+                        raise
             except ServiceUnavailable as error:
                 if error.status in _NO_STREAM:
                     return
@@ -215,6 +226,20 @@ class _Watch:
             else:
                 # The service closes a stream after some time.
                 self._sleep(MIN_INTERVAL)
+
+    def _open(self) -> Response:
+        headers = {"Accept": "text/event-stream, application/problem+json;q=0.9"}
+        if self._last_id is not None:
+            headers["Last-Event-ID"] = self._last_id
+        return self._transport.request(
+            "GET",
+            _path(self._uid) + "/events",
+            headers=headers,
+            stream=True,
+            retry=False,
+            deadline=self._deadline,
+            silence=EVENT_SILENCE,
+        )
 
     def _stream(self, answer: Response) -> Iterator[Status]:
         if answer.status == http.HTTPStatus.NO_CONTENT:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cartd_client import Client, ExitStatus, FileEntry, Manifest, TarFile, default_uid
+from cartd_client import Client, ExitStatus, FileEntry, Manifest, TarFile, default_uid, transport
 from cartd_client.errors import (
     CartFailed,
     InvalidManifest,
@@ -17,6 +18,7 @@ from cartd_client.errors import (
 )
 from tests.support.cart_site import CartSite
 from tests.support.running_cartd import entry, manifest
+from tests.support.scripted_server import REFUSE, ScriptedServer, answer
 
 FILES = {"run/a.dat": b"first", "run/b.dat": b"second"}
 
@@ -96,6 +98,20 @@ def test_labels_plan_and_deletion(site: CartSite, client: Client) -> None:
             request(uid)
     with pytest.raises(NoSuchCart):
         next(client.watch(uid))
+
+
+def test_a_change_whose_answer_was_lost_is_done(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_sleep", lambda seconds: None)
+    gone, conflict = answer(404, b"{}"), answer(409, b"{}")
+    staging = answer(200, b'{"uid": "u", "status": "staging"}')
+    Client(scripted(REFUSE, gone).url).delete("u")
+    assert Client(scripted(REFUSE, conflict, staging).url).retry("u").status == "staging"
+    with pytest.raises(NoSuchCart):
+        Client(scripted(gone).url).delete("u")
+    with pytest.raises(RequestRejected):
+        Client(scripted(conflict).url).retry("u")
 
 
 def test_a_rejected_manifest_has_the_service_s_problem(client: Client) -> None:

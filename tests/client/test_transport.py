@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -246,7 +248,43 @@ def test_certificates_are_verified(tmp_path: Path, scripted: Scripted) -> None:
             plain = scripted(answer(401))
             trusting.request("GET", plain.url)
         assert "authorization" not in plain.requests[0][1]
+    with ScriptedServer([answer(200, b"{", length=2) + HANG], context) as silent:
+        held = Transport(silent.url.replace("http:", "https:"), None, str(tmp_path / "ca.pem"))
+        with pytest.raises(WaitTimeout):
+            held.request("GET", "x", deadline=time.monotonic() + 0.3)
     (tmp_path / "none.pem").write_text("no certificate")
     for file in ("none.pem", "missing.pem"):
         with pytest.raises(UsageError, match=file):
             Transport(url, cacert=str(tmp_path / file))
+
+
+def test_a_port_without_tls_is_not_retried() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer_at_once() -> None:
+            with listening.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(1 << 16)
+
+        thread = threading.Thread(target=answer_at_once, daemon=True)
+        thread.start()
+        port = listening.getsockname()[1]
+        with pytest.raises(InvalidResponse, match="no TLS"):
+            Transport(f"https://127.0.0.1:{port}", retries=0).request("GET", "x")
+        thread.join(10)
+
+
+def test_the_proxy_of_the_environment_is_used(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = scripted(OK)
+    monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//al:pw@"))
+    Transport("http://cartd.invalid", "secret").request("GET", "x")
+    [(line, headers, _)] = proxy.requests
+    assert line == b"GET http://cartd.invalid/x HTTP/1.1"
+    assert headers["proxy-authorization"] == "Basic YWw6cHc="
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert Transport(scripted(OK).url).request("GET", "x").json() == {"ok": True}
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(UsageError, match="proxy"):
+        Transport("http://cartd.invalid")

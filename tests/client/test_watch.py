@@ -110,6 +110,15 @@ def test_a_stream_that_the_service_closes_is_opened_again(scripted: Scripted) ->
     assert server.lines[3:] == ["GET /-/carts/u"]
 
 
+def test_a_stream_that_a_proxy_keeps_back_is_not_waited_for(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVENT_SILENCE", 0.1)
+    server = scripted(STREAM_HEAD + HANG, polled("ready"))
+    assert statuses(server) == ["ready"]
+    assert server.lines == ["GET /-/carts/u/events", "GET /-/carts/u"]
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_without_a_stream_the_document_is_polled(
     scripted: Scripted, status: int, slept: list[float]
@@ -187,7 +196,8 @@ def test_a_wait_ends_at_its_time_out(scripted: Scripted) -> None:
     with pytest.raises(WaitTimeout, match="in time: Waiting for tape"):
         Client(scripted(silent).url).wait("u", timeout=0.2)
     with pytest.raises(WaitTimeout):
-        Client(scripted(silent).url).wait("u", timeout=0)
+        Client(scripted(polled("staging")).url).wait("u", timeout=0)
+    assert Client(scripted(polled("ready")).url).wait("u", timeout=0).is_ready
 
 
 def test_a_wait_can_be_interrupted(scripted: Scripted) -> None:
