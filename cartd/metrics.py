@@ -8,7 +8,10 @@ which is an HTTP status.
 from __future__ import annotations
 
 import platform
+from bisect import bisect_left
+from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,9 +19,13 @@ from prometheus_client import (
     Gauge,
     GCCollector,
     Histogram,
+    Metric,
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from cartd import __version__
 from twisted import __version__ as twisted_version
@@ -42,21 +49,87 @@ VERIFICATION_RESULTS = ("intact", "damaged")
 STORE_KINDS = ("read", "write")
 
 
-class LabelledCounter:
-    """Finds the series of a counter by its labels faster than the library does.
+class FastCounter(Collector):
+    """A counter for what is counted with each request or file, in the reactor's thread only.
 
-    For labels that have few values.
+    It needs no lock, and takes a quarter of the time of the library's.
     """
 
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
-        self._series: dict[tuple[str, ...], Counter] = {}
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str] = (),
+        *,
+        registry: CollectorRegistry,
+    ) -> None:
+        self.labelnames = tuple(labelnames)
+        self._name = name
+        self._documentation = documentation
+        self._values: dict[tuple[str, ...], float] = {} if labelnames else {(): 0}
+        registry.register(self)
 
-    def inc(self, *labels: str) -> None:
-        series = self._series.get(labels)
-        if series is None:
-            series = self._series[labels] = self._counter.labels(*labels)
-        series.inc()
+    def inc(self, *labels: str, by: float = 1) -> None:
+        try:
+            self._values[labels] += by
+        except KeyError:
+            self._values[labels] = by
+
+    def describe(self) -> list[Metric]:
+        return [self._family()]
+
+    def collect(self) -> list[Metric]:
+        family = self._family()
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        return [family]
+
+    def _family(self) -> CounterMetricFamily:
+        return CounterMetricFamily(self._name, self._documentation, labels=self.labelnames)
+
+
+class FastHistogram(Collector):
+    """A histogram with labels for what is observed with each request, as :class:`FastCounter`."""
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str],
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self.labelnames = tuple(labelnames)
+        self._name = name
+        self._documentation = documentation
+        self._bounds = buckets
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        """How many values are in each bucket but not in those before it."""
+        self._sums: dict[tuple[str, ...], float] = {}
+        registry.register(self)
+
+    def observe(self, value: float, *labels: str) -> None:
+        counts = self._counts.get(labels)
+        if counts is None:
+            counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
+            self._sums[labels] = 0.0
+        counts[bisect_left(self._bounds, value)] += 1
+        self._sums[labels] += value
+
+    def describe(self) -> list[Metric]:
+        return [self._family()]
+
+    def collect(self) -> list[Metric]:
+        family = self._family()
+        bounds = [*(floatToGoString(bound) for bound in self._bounds), "+Inf"]
+        for labels, counts in self._counts.items():
+            buckets = [*zip(bounds, accumulate(counts), strict=True)]
+            family.add_metric(labels, buckets, self._sums[labels])
+        return [family]
+
+    def _family(self) -> HistogramMetricFamily:
+        return HistogramMetricFamily(self._name, self._documentation, labels=self.labelnames)
 
 
 class Metrics:
@@ -67,6 +140,8 @@ class Metrics:
         gauge = partial(Gauge, registry=registry)
         counter = partial(Counter, registry=registry)
         histogram = partial(Histogram, registry=registry)
+        fast_counter = partial(FastCounter, registry=registry)
+        fast_histogram = partial(FastHistogram, registry=registry)
 
         # The service
         build = gauge(
@@ -93,12 +168,12 @@ class Metrics:
         )
 
         # HTTP
-        self.requests = counter(
+        self.requests = fast_counter(
             "cartd_http_requests_total",
             "Requests, by method and status; 499: the client disconnected before the response.",
             ["method", "code"],
         )
-        self.rejections = counter(
+        self.rejections = fast_counter(
             "cartd_rejections_total",
             "Requests and connections rejected with an error, by status.",
             ["code"],
@@ -149,18 +224,18 @@ class Metrics:
         )
 
         # The archive
-        self.archive_requests = counter(
+        self.archive_requests = fast_counter(
             "cartd_archive_requests_total",
             "Requests to the archive, by method and status; none: there was no response.",
             ["method", "code"],
         )
-        self.archive_seconds = histogram(
+        self.archive_seconds = fast_histogram(
             "cartd_archive_request_seconds",
             "Time until the head of the archive's response, by method.",
             ["method"],
             buckets=SHORT,
         )
-        self.archive_received = counter(
+        self.archive_received = fast_counter(
             "cartd_archive_received_bytes_total", "Bytes of files received from the archive."
         )
         self.archive_unavailable = gauge(

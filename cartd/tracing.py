@@ -96,13 +96,11 @@ class Trace:
         """Return a new trace, which is not marked as sampled."""
         return cls(_trace_ids.new())
 
-    def headers(self) -> dict[bytes, list[bytes]]:
-        """Return the headers of a request to another service, with a new parent id."""
-        parent = f"00-{self.trace_id}-{_parent_ids.new()}-{self.flags:02x}"
-        found = {b"traceparent": [parent.encode("ascii")]}
-        if self.state:
-            found[b"tracestate"] = [self.state]
-        return found
+    def fields(self) -> bytes:
+        """Return the lines of the head of a request to another service, with a new parent id."""
+        parent = f"traceparent: 00-{self.trace_id}-{_parent_ids.new()}-{self.flags:02x}\r\n"
+        lines = parent.encode("ascii")
+        return lines + b"tracestate: %b\r\n" % self.state if self.state else lines
 
 
 class LogContext:
@@ -134,6 +132,12 @@ class LogContext:
 
 
 current: ContextVar[LogContext | None] = ContextVar("cartd_log_context", default=None)
+
+
+def trace_fields() -> bytes:
+    """Return :meth:`Trace.fields` of the request or the cart that runs; nothing without one."""
+    context = current.get()
+    return b"" if context is None else context.trace.fields()
 
 
 class CartNumber(int):

@@ -44,8 +44,8 @@ from cartd.archive.responses import (
     transport_error,
 )
 from cartd.errors import ConfigError, one_line
-from cartd.metrics import UNEXPOSED, LabelledCounter, Metrics
-from cartd.tracing import current
+from cartd.metrics import UNEXPOSED, Metrics
+from cartd.tracing import trace_fields
 
 MAX_REDIRECTS = 5
 
@@ -89,8 +89,8 @@ class ArchiveClient:
         metrics: Metrics = UNEXPOSED,
     ) -> None:
         self._client = client
-        self._requests = LabelledCounter(metrics.archive_requests)
-        self._seconds = {method: metrics.archive_seconds.labels(method) for method in _REDIRECTS}
+        self._requests = metrics.archive_requests
+        self._seconds = metrics.archive_seconds
         self._base = _base(base_url)
         self._clock = clock
         self._now = now
@@ -168,7 +168,7 @@ class ArchiveClient:
         pending: Deferred[Any] = self._client.request(
             method,
             _ParsedURL(url),
-            headers=_headers(),
+            headers=_HEADERS,
             cookies=_NO_COOKIES,
             allow_redirects=False,
             unbuffered=True,
@@ -199,7 +199,7 @@ class ArchiveClient:
             if timer.active():
                 timer.cancel()
             self._requests.inc(method, code)
-            self._seconds[method].observe(self._clock.seconds() - began)
+            self._seconds.observe(self._clock.seconds() - began, method)
 
     async def _excerpt(self, response: IResponse) -> bytes:
         return await excerpt(response, self._clock, self._head_timeout)
@@ -213,17 +213,6 @@ async def explained_status(archive: ArchiveClient, archive_id: str) -> FileState
         if not error.needs_explanation:
             raise
         raise await archive.explain(archive_id, error) from error
-
-
-def _headers() -> Headers:
-    """Return the headers of a request, with the trace of the cart or the request it is sent for."""
-    context = current.get()
-    if context is None:
-        return _HEADERS
-    headers = _HEADERS.copy()
-    for name, values in context.trace.headers().items():
-        headers.setRawHeaders(name, values)
-    return headers
 
 
 class _ParsedURL(EncodedURL):
@@ -508,7 +497,7 @@ def http_client(
     the reactor stops, ``pool.closeCachedConnections()``.
     """
     pool = Pool(reactor, max_idle=connections, idle_seconds=IDLE_SECONDS, on_response=on_response)
-    agent = Agent(reactor, pool, policy, connect_timeout=connect_timeout)
+    agent = Agent(reactor, pool, policy, connect_timeout=connect_timeout, more_fields=trace_fields)
     return HTTPClient(agent, cookiejar=NoCookies()), pool
 
 

@@ -73,15 +73,23 @@ class Agent:
     """An agent for ``http:`` and ``https:`` that keeps its connections in ``pool``.
 
     ``policy`` says which certificates to accept; ``connect_timeout`` is in seconds.
+    ``more_fields`` returns valid lines that are added to the head of a request.
     """
 
     def __init__(
-        self, reactor: Any, pool: Pool, policy: IPolicyForHTTPS, *, connect_timeout: float
+        self,
+        reactor: Any,
+        pool: Pool,
+        policy: IPolicyForHTTPS,
+        *,
+        connect_timeout: float,
+        more_fields: Callable[[], bytes] = bytes,
     ) -> None:
         self._reactor = reactor
         self._pool = pool
         self._policy = policy
         self._connect_timeout = connect_timeout
+        self._more_fields = more_fields
         self._addresses = Addresses(reactor)
 
     def request(
@@ -103,7 +111,7 @@ class Agent:
         not end the sending; another one does, and the connection is not reused.
         """
         try:
-            request = Request(method, uri, headers or Headers(), bodyProducer)
+            request = Request(method, uri, headers or Headers(), bodyProducer, self._more_fields())
         except ValueError:
             return fail(Failure())
         kept = self._pool.take(request.origin)

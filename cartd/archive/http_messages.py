@@ -83,12 +83,18 @@ class Request:
 
     ``Accept-Encoding`` is always ``identity``; a caller's value is ignored.  A ``body`` has a known
     length: it is framed by ``Content-Length``, because many servers reject chunks.
+    ``more_fields`` are whole lines of the head that are known to be valid.
     """
 
     __slots__ = ("absoluteURI", "body", "head", "headers", "method", "origin", "retryable")
 
     def __init__(
-        self, method: bytes, uri: bytes, headers: Headers, body: IBodyProducer | None = None
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers,
+        body: IBodyProducer | None = None,
+        more_fields: bytes = b"",
     ) -> None:
         parts = _URI.fullmatch(uri)
         if parts is None:
@@ -105,12 +111,13 @@ class Request:
         self.origin = _origin(base)
         self.retryable = method in _SAFE_METHODS
         """Whether it may be repeated if it is unknown whether it arrived (RFC 9110, 9.2.2)."""
-        self.head = b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\n%b%b\r\n" % (
+        self.head = b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\n%b%b%b\r\n" % (
             method,
             target,
             self.origin.authority,
             _content_length(method, body),
             _fields(headers),
+            more_fields,
         )
 
 
@@ -132,13 +139,18 @@ def _fields(headers: Headers) -> bytes:
             raise ValueError(f"a caller may not set {name!r}")
         if name == b"Accept-Encoding":
             continue
-        if not _METHOD.fullmatch(name):
-            raise ValueError(f"not a field name: {name!r}")
         for value in values:
-            if not _VALUE.fullmatch(value):
-                raise ValueError(f"not a field value: {value!r}")
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines.append(_field(name, value))
     return b"".join(lines)
+
+
+@lru_cache(maxsize=64)
+def _field(name: bytes, value: bytes) -> bytes:
+    if not _METHOD.fullmatch(name):
+        raise ValueError(f"not a field name: {name!r}")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"not a field value: {value!r}")
+    return b"%b: %b\r\n" % (name, value)
 
 
 @lru_cache(maxsize=64)
@@ -243,6 +255,29 @@ class BadResponse(Exception):
     """The response is not HTTP/1.1, or its end is ambiguous."""
 
 
+class ParsedHeaders(Headers):
+    """Headers of a message that llhttp has parsed: names are tokens, values have no line ends."""
+
+    __slots__ = ()
+
+    def add_parsed(self, name: bytes, value: bytes) -> None:
+        """As ``addRawHeader``, which would replace line ends: that costs more than parsing."""
+        self._rawHeaders.setdefault(_canonical_names[name], []).append(value)
+
+
+class _CanonicalNames(dict[bytes, bytes]):
+    """Names of headers as Twisted spells them; keeps as many as servers have in earnest."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        [(canonical, _)] = Headers({name: [b""]}).getAllRawHeaders()
+        if len(self) < MAX_LINES:
+            self[name] = canonical
+        return canonical
+
+
+_canonical_names = _CanonicalNames()
+
+
 class Head:
     """The head of one response.
 
@@ -250,7 +285,7 @@ class Head:
     the connection.  ``persistent``: the connection stays open after the response.
     """
 
-    __slots__ = ("chunked", "code", "headers", "length", "persistent", "phrase")
+    __slots__ = ("chunked", "code", "headers", "length", "on_header", "persistent", "phrase")
 
     def __init__(self, data: bytes, *, to_head: bool) -> None:
         """``data`` ends with the empty line; ``to_head``: it is the response to a HEAD request.
@@ -262,7 +297,8 @@ class Head:
         if data.count(b"\n") > MAX_LINES:
             raise BadResponse(f"it has more than {MAX_LINES} lines")
         self.phrase = b""
-        self.headers = Headers()
+        self.headers = ParsedHeaders()
+        self.on_header = self.headers.add_parsed
         self.code = self._parse(data)
         options = _tokens(self.headers, b"Connection")
         codings = _tokens(self.headers, b"Transfer-Encoding")
@@ -277,9 +313,6 @@ class Head:
 
     def on_status(self, phrase: bytes) -> None:
         self.phrase = phrase
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.addRawHeader(name, value)
 
     def _parse(self, data: bytes) -> int:
         """Return the status; llhttp rejects several lengths, and a length beside a coding."""

@@ -122,8 +122,9 @@ class OutageStatus:
     def end(self) -> None:
         """The archive answers: record that no cart waits."""
         self._since.clear()
-        self._count_seconds()
-        self._cause = None
+        if self._cause is not None:
+            self._count_seconds()
+            self._cause = None
         if self._recorded:
             self._recorded = False
             self._submit(_Update(self._clock.seconds(), None))

@@ -69,7 +69,7 @@ from cartd.http.request_limits import (
     setting_name,
 )
 from cartd.http.tls import ServerTls
-from cartd.metrics import UNEXPOSED, LabelledCounter, Metrics
+from cartd.metrics import UNEXPOSED, Metrics
 from cartd.tracing import LogContext
 
 NO_HEADERS = Headers()
@@ -274,8 +274,8 @@ class RequestCounts:
     """Counts requests and rejections."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._requests = LabelledCounter(metrics.requests)
-        self._rejections = LabelledCounter(metrics.rejections)
+        self._requests = metrics.requests
+        self._rejections = metrics.rejections
 
     def count(self, method: bytes, code: int) -> None:
         """Count a request with this response."""

@@ -300,7 +300,7 @@ class FileFetcher:
         try:
             await self._transfer(file, incoming)
             hash_sum = await incoming.finish()
-            self._context.metrics.archive_received.inc(file.size)
+            self._context.metrics.archive_received.inc(by=file.size)
         finally:
             self._transfers.discard(incoming)
             await incoming.abort()

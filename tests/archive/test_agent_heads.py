@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from twisted.web.http_headers import Headers
 
 from cartd.archive.http_messages import (
     MAX_LINES,
@@ -30,6 +31,16 @@ def test_a_head_is_its_code_phrase_and_fields() -> None:
     assert (head.code, head.phrase) == (404, b"Not F\xf6und")
     assert head.headers.getRawHeaders(b"A") == [b"1", b""]
     assert head.headers.getRawHeaders(b"X-B") == [b"\xe9 2 "]
+
+
+def test_the_fields_of_a_head_are_headers_as_of_twisted() -> None:
+    fields = [(b"etag", b'"1"'), (b"x-B", b""), (b"X-b", b"\xe9 \t2"), (b"Content-MD5", b"\x85")]
+    expected = Headers()
+    for name, value in fields:
+        expected.addRawHeader(name, value)
+    found = read(OK + b"".join(b"%b: %b\r\n" % field for field in fields)).headers
+    assert found == expected
+    assert [*found.copy().getAllRawHeaders()] == [*expected.getAllRawHeaders()]
 
 
 @pytest.mark.parametrize("status", [b"HTTP/1.1 200", b"HTTP/1.1 200 "])

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from cartd.metrics import Metrics
+from cartd.metrics import FastCounter, FastHistogram, Metrics
 
 PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
+OWN = MetricWrapperBase | FastCounter | FastHistogram
 HEADER = "| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n"
 
 
@@ -23,17 +24,21 @@ def definitions() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     own = {id(metric): metric for metric in vars(metrics).values()}
     seen = set()
     for collector in [*metrics.registry._collector_to_names]:
-        if isinstance(collector, MetricWrapperBase):
+        if isinstance(collector, OWN):
             [family] = collector.describe()
             suffix = "_total" if family.type == "counter" else ""
             seen.add(id(collector))
             yield (
                 f"{family.name}{suffix}",
                 family.type,
-                tuple(collector._labelnames),
+                _labels(collector),
                 family.documentation,
             )
-    assert {key for key, one in own.items() if isinstance(one, MetricWrapperBase)} <= seen
+    assert {key for key, one in own.items() if isinstance(one, OWN)} <= seen
+
+
+def _labels(metric: MetricWrapperBase | FastCounter | FastHistogram) -> tuple[str, ...]:
+    return tuple(metric._labelnames if isinstance(metric, MetricWrapperBase) else metric.labelnames)
 
 
 def table() -> str:

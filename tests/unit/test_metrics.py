@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cartd.metrics import Metrics
+from cartd.metrics import QUICK, FastCounter, FastHistogram, Metrics
 from tests.support.metrics_table import PAGE, definitions, with_table
 
 ALL = [*definitions()]
@@ -75,6 +75,7 @@ def test_known_series_begin_at_zero() -> None:
         "cartd_downloads_total['damaged']",
         "cartd_verified_files_total['damaged']",
         "cartd_evictions_total[]",
+        "cartd_archive_received_bytes_total[]",
     } <= at_zero
 
 
@@ -83,3 +84,32 @@ def test_two_services_in_one_process_count_for_themselves() -> None:
     one.evictions.inc()
     value = other.registry.get_sample_value("cartd_evictions_total")
     assert value == 0
+
+
+def test_fast_metrics_are_exposed_as_those_of_the_library() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    fast_count, fast_plain, fast_times = (
+        FastCounter("x_requests_total", "Requests.", ["method", "code"], registry=ours),
+        FastCounter("x_bytes_total", "Bytes.", registry=ours),
+        FastHistogram("x_seconds", "Time.", ["method"], buckets=QUICK, registry=ours),
+    )
+    count, plain, times = (
+        Counter("x_requests_total", "Requests.", ["method", "code"], registry=theirs),
+        Counter("x_bytes_total", "Bytes.", registry=theirs),
+        Histogram("x_seconds", "Time.", ["method"], buckets=QUICK, registry=theirs),
+    )
+    assert generate_latest(ours) == generate_latest(theirs)
+    for method, code, seconds in (
+        *(("GET", "200", bound) for bound in QUICK),
+        *(("GET", "404", bound + 0.0001) for bound in (0, *QUICK)),
+        ("HEAD", '"\n', 1000.0),
+    ):
+        fast_count.inc(method, code)
+        fast_plain.inc(by=4096)
+        fast_times.observe(seconds, method)
+        count.labels(method, code).inc()
+        plain.inc(4096)
+        times.labels(method).observe(seconds)
+    assert generate_latest(ours) == generate_latest(theirs)
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        FastCounter("x_bytes_total", "Bytes.", registry=ours)

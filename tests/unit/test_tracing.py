@@ -7,7 +7,15 @@ import re
 import pytest
 from twisted.web.http_headers import Headers
 
-from cartd.tracing import BATCH, LogContext, RandomIds, Trace, parse_request_id
+from cartd.tracing import (
+    BATCH,
+    LogContext,
+    RandomIds,
+    Trace,
+    parse_request_id,
+    trace_fields,
+    without_context,
+)
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 VALID = f"00-{TRACE_ID}-{PARENT_ID}-01"
@@ -46,12 +54,16 @@ def test_invalid_request_id_is_not_taken_over(sent: list[bytes]) -> None:
 
 def test_trace_of_the_client_is_passed_on_with_a_new_parent() -> None:
     found = trace(VALID, state=(b"a=1", b"b=2"))
-    first, second = found.headers(), found.headers()
-    assert first[b"tracestate"] == [b"a=1,b=2"]
-    [sent] = first[b"traceparent"]
-    assert re.fullmatch(rf"00-{TRACE_ID}-[0-9a-f]{{16}}-01", sent.decode())
-    assert PARENT_ID.encode() not in sent
-    assert sent != second[b"traceparent"][0]
+    first, second = found.fields(), found.fields()
+    lines = rf"traceparent: 00-{TRACE_ID}-([0-9a-f]{{16}})-01\r\ntracestate: a=1,b=2\r\n"
+    parents = [re.fullmatch(lines, sent.decode()) for sent in (first, second)]
+    assert all(parents)
+    assert len({PARENT_ID, *(parent[1] for parent in parents if parent)}) == 3
+
+
+def test_no_trace_is_passed_on_apart_from_requests_and_carts() -> None:
+    assert trace_fields() == b""
+    assert without_context(trace_fields) == b""
 
 
 @pytest.mark.parametrize(
