@@ -19,6 +19,8 @@ from tests.support.browser import DARK, NARROW, Browser, browser
 from tests.support.cart_site import CartSite, cart_site
 from tests.support.running_cartd import entry, manifest
 
+pytest_plugins = ("tests.support.database_fixtures",)
+
 FILES = {f"scan/{number}.tif": bytes([number]) * 50_000 for number in range(8)}
 
 
@@ -101,19 +103,20 @@ def test_a_cart_is_followed_until_its_tar_is_downloaded_and_unpacked(
     assert_all_is_well(page, site)
 
 
-def test_a_failed_file_is_shown_and_retried(page: Browser, site: CartSite) -> None:
+def test_a_failed_file_is_shown_and_retried(page: Browser, database: str, tmp_path: Path) -> None:
     data = b"came later"
-    site.cartd.post("failed", manifest([entry("later", "a/later.txt", data)]))
-    site.cartd.wait_until("failed", "error")
-    page.open(f"{site.cartd.url}/failed")
-    assert page.driver.title.startswith("Failed \u00b7 failed")
-    assert "1 file failed" in page.text() and "a/later.txt" in page.text("table")
-    page.review("failed")
+    with cart_site(tmp_path / "site", database=database) as site:
+        site.cartd.post("failed", manifest([entry("later", "a/later.txt", data)]))
+        site.cartd.wait_until("failed", "error")
+        page.open(f"{site.cartd.url}/failed")
+        assert page.driver.title.startswith("Failed \u00b7 failed")
+        assert "1 file failed" in page.text() and "a/later.txt" in page.text("table")
+        page.review("failed")
 
-    site.archive.put("later", data)
-    page.one("form button:not(.danger)").click()
-    page.wait_for("the cart is ready", lambda: page.all("a.download"))
-    assert_all_is_well(page, site)
+        site.archive.put("later", data)
+        page.one("form button:not(.danger)").click()
+        page.wait_for("the cart is ready", lambda: page.all("a.download"))
+        assert_all_is_well(page, site)
 
 
 def test_a_cart_is_found_and_deleted_with_the_keyboard_only(page: Browser, site: CartSite) -> None:

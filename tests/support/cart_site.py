@@ -82,11 +82,18 @@ class CartSite:
 
 
 @contextmanager
-def cart_site(directory: Path, *archive_options: str, ini: str = "") -> Iterator[CartSite]:
-    """Start both; at the end the service must stop cleanly, with a clean log."""
+def cart_site(
+    directory: Path, *archive_options: str, ini: str = "", database: str = ""
+) -> Iterator[CartSite]:
+    """Start both; at the end the service must stop cleanly, with a clean log.
+
+    ``database``: by default a SQLite file, which :meth:`CartSite.query` needs.
+    """
     with (
         served_directory(directory, *archive_options) as archive,
-        running_cartd(directory / "cartd", archive=archive.url, ini=ini) as cartd,
+        running_cartd(
+            directory / "cartd", archive=archive.url, ini=ini, database=database
+        ) as cartd,
     ):
         yield CartSite(directory, cartd, archive)
         assert cartd.terminate() == 0
