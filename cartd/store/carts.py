@@ -44,6 +44,7 @@ from cartd.model import (
 )
 from cartd.model import UNFINISHED as UNFINISHED_STATUSES
 from cartd.store.database import Database, Transaction, lock_writers
+from cartd.store.labels import insert_labels
 from cartd.store.tables import (
     BAG_MEMBERS,
     BATCH,
@@ -417,6 +418,7 @@ async def _insert_cart(
         "max_failed": manifest.max_failed,
     }
     cart_id = await transaction.insert(insert(cart), values)
+    await insert_labels(transaction, cart_id, owner, manifest.labels)
     return cart_of((await transaction.rows(_BY_ID, {"cart_id": cart_id}))[0])
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import BindParameter, bindparam, delete, exists, func, null, sel
 from cartd.model import Cart, CartStatus, FileStatus
 from cartd.store.database import Database, lock_writers
 from cartd.store.durability import clear_dirty
+from cartd.store.labels import delete_labels
 from cartd.store.space import transfer_ownership_between
 from cartd.store.tables import FINISHED, cart, date_of, dirty_files, file
 
@@ -136,9 +137,9 @@ class Removals:
         async with self._database.transaction() as transaction:
             await lock_writers(transaction)
             await clear_dirty(transaction, cart_id)
-            return bool(
-                await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
-            )
+            deleted = await transaction.execute(_DELETE, {"cart_id": cart_id, "date": date_of(now)})
+            await delete_labels(transaction, cart_id)  # after the cart: its row is locked now
+            return bool(deleted)
 
     async def record_removed(self, cart_id: int, now: float) -> int:
         """Record that a deleted cart is gone from the volume; return the bytes freed by that.

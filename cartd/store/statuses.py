@@ -6,21 +6,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from msgspec.json import Decoder, encode
+from msgspec.json import Decoder
 from sqlalchemy import (
     Select,
-    Text,
     bindparam,
     func,
-    literal,
     literal_column,
     select,
     union_all,
-    update,
 )
 
 from cartd.model import Cart, CartDetails, CartFile, CartStatus, FileStatus, HashTypes
 from cartd.store.database import Database
+from cartd.store.labels import replace_labels
 from cartd.store.tables import (
     BATCH,
     CARTS,
@@ -28,6 +26,7 @@ from cartd.store.tables import (
     UNFINISHED,
     batched,
     cart,
+    cart_label,
     cart_of,
     file,
     file_of,
@@ -91,18 +90,9 @@ _REMAINING = select(
     (cart.c.bytes_total - cart.c.bytes_staged).label("size"),
     func.coalesce(cart.c.tape_files, 0).label("on_tape"),
 ).where(cart.c.deleted_date.is_(None), cart.c.status.in_(UNFINISHED))
-_SET_LABELS = (
-    update(cart)
-    .where(cart.c.id == bindparam("cart_id"), cart.c.deleted_date.is_(None))
-    .values(labels=bindparam("new_labels"))
-)
 _TEXTS = Decoder(tuple[str, ...])
 _NEWEST = 2**63 - 1
 """Greater than any id."""
-# Whether the JSON array has the element: a text of JSON that follows ``,`` or ``[`` directly is
-# no part of another one, within which each quote is escaped.  LIKE ignores case in SQLite.
-_ELEMENTS = literal(",") + func.substr(cart.c.labels, 2)
-_HAS_LABEL = func.replace(_ELEMENTS, bindparam("element", type_=Text), "") != _ELEMENTS
 
 
 def _listed(statuses: Collection[CartStatus], *, owned: bool, labelled: bool) -> Select[Any]:
@@ -110,6 +100,8 @@ def _listed(statuses: Collection[CartStatus], *, owned: bool, labelled: bool) ->
 
     The newest of each status are read in the order of an index, however many carts there are.
     """
+    if labelled:
+        return _with_label(statuses, owned=owned)
     parts = []
     for status in statuses:
         # As a literal: the plan must not depend on a parameter.
@@ -120,12 +112,26 @@ def _listed(statuses: Collection[CartStatus], *, owned: bool, labelled: bool) ->
         )
         if owned:
             part = part.where(cart.c.owner == bindparam("owner"))
-        if labelled:
-            part = part.where(_HAS_LABEL)
         newest = part.order_by(cart.c.id.desc()).limit(bindparam("count")).subquery()
         parts.append(select(newest.c.id))
     every = union_all(*parts).subquery()
     return select(every.c.id).order_by(every.c.id.desc()).limit(bindparam("count"))
+
+
+def _with_label(statuses: Collection[CartStatus], *, owned: bool) -> Select[Any]:
+    """As :func:`_listed`, for the carts with a label: its rows are read in their order."""
+    query = (
+        select(cart_label.c.cart_id.label("id"))
+        .join(cart, cart.c.id == cart_label.c.cart_id)
+        .where(
+            cart_label.c.label == bindparam("label"),
+            cart_label.c.cart_id < bindparam("before"),
+            cart.c.status.in_([literal_column(f"'{status.value}'") for status in statuses]),
+        )
+        .order_by(cart_label.c.cart_id.desc())
+        .limit(bindparam("count"))
+    )
+    return query.where(cart_label.c.owner == bindparam("owner")) if owned else query
 
 
 _LIVING: tuple[CartStatus, ...] = tuple(
@@ -207,7 +213,7 @@ class Statuses:
         if owner is not None:
             values["owner"] = owner
         if label is not None:
-            values["element"] = f",{encode(label).decode()}"
+            values["label"] = label
         query = _LISTS[wanted, owner is not None, label is not None]
         return [row.id for row in await self._database.rows(query, values)]
 
@@ -217,9 +223,8 @@ class Statuses:
 
     async def set_labels(self, cart_id: int, labels: Sequence[str]) -> bool:
         """Replace the labels of the cart; return False if it has been deleted."""
-        values = {"cart_id": cart_id, "new_labels": encode(labels).decode()}
         async with self._database.transaction() as transaction:
-            return bool(await transaction.execute(_SET_LABELS, values))
+            return await replace_labels(transaction, cart_id, labels)
 
 
 def _details_of(row: Any) -> CartDetails:

@@ -297,6 +297,26 @@ Index(
 _LINKED = text("linked_to IS NOT NULL")
 Index("file_linked_to", file.c.linked_to, sqlite_where=_LINKED, postgresql_where=_LINKED)
 
+cart_label = Table(
+    "cart_label",
+    metadata,
+    Column("label", Text, primary_key=True, comment="One of its labels"),
+    Column("cart_id", ID, ForeignKey("cart.id"), primary_key=True, comment="The cart"),
+    Column("owner", String(255), comment="Its owner; null without authentication"),
+    comment="The labels of carts that are not deleted, for lists of carts with a label",
+    sqlite_with_rowid=False,
+)
+# A user's list reads no labels of others.
+Index(
+    "cart_label_owner",
+    cart_label.c.owner,
+    cart_label.c.label,
+    cart_label.c.cart_id,
+    sqlite_where=text("owner IS NOT NULL"),
+    postgresql_where=text("owner IS NOT NULL"),
+)
+Index("cart_label_cart_id", cart_label.c.cart_id)
+
 page_cache = Table(
     "page_cache",
     metadata,

@@ -62,6 +62,23 @@ async def test_carts_are_listed_by_owner_and_label(store: Store) -> None:
     assert await store.statuses.newest(limit=9, owner="eve") == []
 
 
+@pytest_twisted.ensureDeferred
+async def test_labels_are_replaced_and_leave_with_their_cart(store: Store) -> None:
+    one = await labelled(store, "1", "ada", "red", "blue")
+    two = await labelled(store, "2", "ada", "red")
+
+    assert await store.statuses.set_labels(one, ("green",))
+    assert await store.statuses.newest(limit=9, label="red") == [two]
+    assert await store.statuses.newest(limit=9, owner="ada", label="green") == [one]
+    assert await store.statuses.newest(limit=9, label="green", status=CartStatus.READY) == []
+    assert await store.statuses.newest(limit=9, label="green", before=one) == []
+
+    await store.removals.mark_deleted(one, 2.0)
+    assert await store.statuses.newest(limit=9, label="green") == []
+    assert not await store.statuses.set_labels(one, ("red",))
+    assert await store.statuses.newest(limit=9, label="red") == [two]
+
+
 ODD = [
     "a",
     "A",
@@ -99,6 +116,8 @@ async def test_name_and_labels_of_a_manifest_are_stored(store: Store) -> None:
     cart, _ = await store.carts.post("u", named, bundle=False, now=1)
     [(_, details)] = (await store.statuses.details([cart.id])).values()
     assert (details.name, details.labels) == ("My cart", ("x", "y"))
+    for label in "xy":
+        assert await store.statuses.newest(limit=9, label=label) == [cart.id]
 
 
 def plans(url: str, values: dict[str, Any], key: Any) -> list[str]:
@@ -117,6 +136,11 @@ def plans(url: str, values: dict[str, Any], key: Any) -> list[str]:
             " CASE WHEN n <= 100 THEN 'eve' WHEN mod(n, 2) = 0 THEN 'ada' ELSE 'bob' END,"
             f" CASE mod(n, 10) WHEN 0 THEN {now} END FROM n"
         )
+        if "label" in values:
+            connection.exec_driver_sql(
+                "INSERT INTO cart_label (label, cart_id, owner)"
+                " SELECT CASE WHEN id <= 200 THEN 'rare' ELSE 'raw' END, id, owner FROM cart"
+            )
         connection.execute(text("ANALYZE"))
         event.listen(engine, "before_cursor_execute", lambda *given: executed.extend(given[2:4]))
         rows = connection.execute(statuses._LISTS[key], values).all()
@@ -154,3 +178,17 @@ def test_lists_of_a_hundred_thousand_carts_read_an_index(
     ), lines
     # The only sort is that of the newest of each status.
     assert not any(re.search(r"Seq Scan|\bSort  ", line) for line in lines), lines
+
+
+@pytest.mark.parametrize("owner", [None, "eve"])
+def test_lists_with_a_label_read_the_rows_of_that_label(database: str, owner: str | None) -> None:
+    values = {"before": 2**63 - 1, "count": 20, "label": "rare"}
+    if owner:
+        values["owner"] = owner
+
+    lines = plans(database, values, (statuses._LIVING, owner is not None, True))
+
+    [read] = [line for line in lines if re.search(r"(SEARCH|SCAN| on) cart_label\b", line)]
+    assert "SCAN" not in read and "Seq" not in read, lines
+    assert any(re.search(r"(SEARCH cart\b|cart_pkey)", line) for line in lines), lines
+    assert not any(re.search(r"TEMP B-TREE|Seq Scan on cart\b", line) for line in lines), lines

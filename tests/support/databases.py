@@ -131,7 +131,7 @@ class DatabasePool:
 
 def without_carts(connection: psycopg.Connection[Any]) -> None:
     """Empty a database that has cartd's tables."""
-    connection.execute("TRUNCATE cart, file, dirty_files, page_cache RESTART IDENTITY")
+    connection.execute("TRUNCATE cart, cart_label, file, dirty_files, page_cache RESTART IDENTITY")
 
 
 def without_tables(connection: psycopg.Connection[Any]) -> None:

@@ -64,6 +64,7 @@ def upgrade() -> None:
     _clear_deleted()
     _count_files()
     _add_constraints()
+    _create_label_table()
     _create_durability_tables()
     op.create_table(
         "secret",
@@ -305,6 +306,20 @@ def _add_constraints() -> None:
     _create_partial_index("file_staged", "file", ["file_name"], "status = 'staged'")
     _create_partial_index("file_failed", "file", ["cart_id", "position"], "status = 'error'")
     _create_partial_index("file_linked_to", "file", ["linked_to"], "linked_to IS NOT NULL")
+
+
+def _create_label_table() -> None:
+    """Create it empty: no cart of Pacifica's has labels."""
+    op.create_table(
+        "cart_label",
+        sa.Column("label", sa.Text, primary_key=True),
+        sa.Column("cart_id", ID, sa.ForeignKey("cart.id"), primary_key=True),
+        sa.Column("owner", sa.String(255)),
+        sqlite_with_rowid=False,
+    )
+    owned = ["owner", "label", "cart_id"]
+    _create_partial_index("cart_label_owner", "cart_label", owned, "owner IS NOT NULL")
+    op.create_index("cart_label_cart_id", "cart_label", ["cart_id"])
 
 
 def _create_durability_tables() -> None:
