@@ -7,7 +7,7 @@ page only if its Accept header names ``text/html`` and prefers it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -21,17 +21,24 @@ from werkzeug.exceptions import HTTPException
 
 from cartd.carts.submit import Submissions
 from cartd.checksum import canonical_name
-from cartd.errors import INTERNAL_ERROR, CartdError, CartNotFound, Forbidden, InvalidInput
+from cartd.errors import (
+    INTERNAL_ERROR,
+    CartdError,
+    CartNotFound,
+    Forbidden,
+    InvalidInput,
+    NoCommonHash,
+)
 from cartd.http.carts import CART_STATUSES, MAX_ID, choice, integer, text
 from cartd.http.form_tokens import FormTokens
 from cartd.http.headers import NO_STORE, PUBLIC, prefers_html
 from cartd.http.monitoring import ADMINS_ONLY, may_administer
 from cartd.http.request import LimitedRequest, header_field, log_internal_error, prepare_error
 from cartd.http.routes import response, set_header, static_response, viewer_of
-from cartd.model import CartStatus, FileStatus
+from cartd.model import CartStatus, FileStatus, HashTypes
 from cartd.page.admin import ADMIN, admin_page
 from cartd.page.assets import ASSETS, STATIC
-from cartd.page.cart import cart_page, cart_url
+from cartd.page.cart import NO_HASHES, Hashes, cart_page, cart_url
 from cartd.page.carts import CARTS, carts_page, start_page
 from cartd.page.layout import (
     FORM_FIELD,
@@ -49,6 +56,7 @@ from cartd.status.documents import StatusDocuments, failed_file
 from cartd.status.listing import CartLists, CartQuery
 from cartd.status.overview import Overviews
 from cartd.store import Store
+from cartd.tar.bag import common_algorithm
 
 ASSET_PATH = f"{STATIC}/<name>"
 FILTERS = ("status", "label", "owner")
@@ -118,7 +126,7 @@ class Pages:
         self._public_url = None if public_url is None else public_url.rstrip("/")
         self._prefix = prefix_of(public_url)
         self._now = now
-        self._hashes: OrderedDict[tuple[int, int], frozenset[str]] = OrderedDict()
+        self._hashes: OrderedDict[tuple[int, int], Hashes] = OrderedDict()
         """By cart and version."""
 
     @app.route(ASSET_PATH, methods=["GET"])
@@ -194,8 +202,8 @@ class Pages:
         cart_id, status = await self._documents.newest_with_id(viewer_of(request), uid)
         failed = await self._failed_files(cart_id, _position(request))
         more = status.files.failed - FAILED_ON_A_PAGE if len(failed) > FAILED_ON_A_PAGE else 0
-        hash_types = await self._hash_types(cart_id, status)
-        page = cart_page(status, visitor, failed[:FAILED_ON_A_PAGE], more, hash_types)
+        hashes = await self._hashes_of(cart_id, status)
+        page = cart_page(status, visitor, failed[:FAILED_ON_A_PAGE], more, hashes)
         return await self._answer(request, code(status.status), page, visitor)
 
     async def _failed_files(self, cart_id: int, after: int) -> list[FailedFile]:
@@ -205,19 +213,19 @@ class Pages:
         )
         return [failed_file(file) for file in files]
 
-    async def _hash_types(self, cart_id: int, status: Status) -> frozenset[str]:
-        """Return the hashes in the list of checksums; none while there is no such list.
+    async def _hashes_of(self, cart_id: int, status: Status) -> Hashes:
+        """Return the hashes of a ready cart, or none.
 
         All files of the cart are read for it, so it is kept until the cart changes.
         """
         if status.status is not CartStatus.READY:
-            return frozenset()
+            return NO_HASHES
         key = cart_id, status.version
         if key not in self._hashes:
             found = await self._store.statuses.hash_types(cart_id)
             known = all(one.is_known for one in found)
-            names = {canonical_name(one.hash_type) for one in found} if known else ()
-            self._hashes[key] = frozenset(names)
+            listed = {canonical_name(one.hash_type) for one in found} if known else ()
+            self._hashes[key] = Hashes(frozenset(listed), _has_common_hash(found))
             if len(self._hashes) > HASHES_CACHE_SIZE:
                 self._hashes.popitem(last=False)
         return self._hashes[key]
@@ -300,6 +308,15 @@ def _user_name(request: Request) -> str | None:
     assert isinstance(request, LimitedRequest)
     user = request.authenticated_user
     return None if user is None else user.name
+
+
+def _has_common_hash(types: Sequence[HashTypes]) -> bool:
+    """Return whether the files can be in a bag."""
+    try:
+        common_algorithm(types)
+    except NoCommonHash:
+        return False
+    return True
 
 
 def _code_of(status: CartStatus) -> int:

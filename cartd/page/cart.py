@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from msgspec import UNSET
@@ -21,6 +22,19 @@ SEGMENTS = ("staged", "fetching", "recalling", "failed")
 """The parts of the bar, from left to right; the rest waits."""
 MIN_FAILED = 2.0
 """Percent of the bar that failed files take at least: one of a million is visible, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """The hashes of the files of a cart."""
+
+    listed: frozenset[str] = frozenset()
+    """Those in the list of checksums, by their names in hashlib; none without such a list."""
+    common: bool = False
+    """Whether all files have one in common, as a bag needs."""
+
+
+NO_HASHES = Hashes()
 
 _STATES = {
     Phase.QUEUED: "waiting",
@@ -133,19 +147,19 @@ def cart_page(
     visitor: Visitor,
     failed: Sequence[FailedFile],
     more: int,
-    hash_types: Collection[str] = (),
+    hashes: Hashes = NO_HASHES,
 ) -> Page:
     """Return the page of a cart.
 
     ``failed``: the failed files to show, and ``more``: the number of those that follow;
-    ``hash_types``: the hashes in the list of checksums of a ready cart, by their names in hashlib.
+    ``hashes``: those of a ready cart.
     """
     url = cart_url(status.uid)
     finished = status.outcome is not None
     failures = []
     if status.files.failed or failed:
         failures.append(_failures(status, visitor, failed, more))
-    download = [] if status.outcome is Outcome.FAILED else [_download(status, visitor, hash_types)]
+    download = [] if status.outcome is Outcome.FAILED else [_download(status, visitor, hashes)]
     partial = status.outcome is Outcome.PARTIAL
     main = Tag("main")(
         _progress(status),
@@ -233,13 +247,13 @@ def _fact(field: str, name: str, value: str) -> Tag:
     return fact if value else fact(hidden="")
 
 
-def _download(status: Status, visitor: Visitor, hash_types: Collection[str]) -> Tag:
+def _download(status: Status, visitor: Visitor, hashes: Hashes) -> Tag:
     filename = download_name(status)
     ready = status.status is CartStatus.READY
     length = status.bytes.total
     if status.download is not UNSET and status.download.length is not UNSET:
         length = status.download.length
-    article = tags.article(tags.h2("Download"), _buttons(status, filename))
+    article = tags.article(tags.h2("Download"), _buttons(status, filename, bag=hashes.common))
     if length is not UNSET:
         times = [f"{transfer(length / rate)} at {name}" for name, rate in LINE_RATES]
         if length < LINE_RATES[0][1] * 10:
@@ -255,13 +269,17 @@ def _download(status: Status, visitor: Visitor, hash_types: Collection[str]) -> 
             " interrupted:",
         ),
         command(_client_line(status, visitor, filename)),
-        tags.p("Or with curl, where the same line resumes, too:"),
-        command(_curl(secret, visitor.base_url + _path(status, filename), filename)),
     )
-    return article(*_verification(status, visitor, filename, secret, hash_types))
+    if ready:  # before, curl would save the status
+        url = visitor.base_url + _path(status, filename)
+        article(
+            tags.p("Or with curl, where the same line resumes, too:"),
+            command(_curl(secret, url, filename)),
+        )
+    return article(*_verification(status, visitor, filename, secret, hashes.listed))
 
 
-def _buttons(status: Status, filename: str) -> Tag:
+def _buttons(status: Status, filename: str, *, bag: bool) -> Tag:
     action = tags.p(class_="action")
     if status.status is not CartStatus.READY:
         button = tags.button("Download", class_="download", disabled="")
@@ -271,20 +289,24 @@ def _buttons(status: Status, filename: str) -> Tag:
         )
     path = _path(status, filename)
     action(tags.a("Download", role="button", href=path, class_="download", download=filename))
-    if status.download is not UNSET and CartFormat.BAG in status.download.formats:
+    if bag and _has_bag(status):
         name = bag_name(filename)
-        bag = tags.a("Download as a bag", role="button", class_="bag", download=name)
+        link = tags.a("Download as a bag", role="button", class_="bag", download=name)
         note = "A bag is a tar that contains the checksums of its files (BagIt 1.0)."
         action(
-            bag(href=_path(status, name, CartFormat.BAG), **{"aria-describedby": "bag"}),
+            link(href=_path(status, name, CartFormat.BAG), **{"aria-describedby": "bag"}),
             tags.span(note, id="bag", class_="quiet"),
         )
     return action
 
 
+def _has_bag(status: Status) -> bool:
+    return status.download is not UNSET and CartFormat.BAG in status.download.formats
+
+
 def _path(status: Status, filename: str, format_: CartFormat = CartFormat.TAR) -> str:
-    """Return the path of a download."""
-    asked = "" if format_ is CartFormat.TAR else f"format={format_}&"
+    """Return the path of a download; the default format of a cart that has a bag may be either."""
+    asked = f"format={format_}&" if _has_bag(status) else ""
     return f"/{quote(status.uid, safe='')}?{asked}filename={quote(filename, safe='')}"
 
 

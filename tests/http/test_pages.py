@@ -139,6 +139,9 @@ def test_the_commands_of_the_page_download_and_check_the_files(
     page = browse(site, f"/-/carts/{uid}").body.decode()
     commands = [unescape(text) for text in re.findall("<pre[^>]*><code>([^<]*)</code>", page)]
     assert len(commands) == 3
+    bags = [unescape(url) for url in re.findall('href="([^"]*format=bag[^"]*)"', page)]
+    assert len(bags) == (1 if len(set(hash_types)) == 1 else 0)  # no hash in common, no bag
+    assert all(site.cartd.get(url).status == 200 for url in bags)
     script = "set -e -o pipefail\n" + "\n".join(commands[1:])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from cartd.http.headers import check_filename
 from cartd.model import CartStatus
-from cartd.page.cart import cart_page, done, download_name, segments
+from cartd.page.cart import NO_HASHES, Hashes, cart_page, done, download_name, segments
 from cartd.page.layout import Visitor, render
 from cartd.status.document import (
     Basis,
@@ -81,10 +80,10 @@ def html(
     *failed: FailedFile,
     more: int = 0,
     visitor: Visitor = VISITOR,
-    hash_types: Sequence[str] = (),
+    hashes: Hashes = NO_HASHES,
 ) -> str:
     found: list[bytes] = []
-    page = cart_page(status, visitor, failed, more, hash_types)
+    page = cart_page(status, visitor, failed, more, hashes)
     Deferred.fromCoroutine(render(page, visitor)).addCallback(found.append)
     return found[0].decode()
 
@@ -144,9 +143,12 @@ def test_a_partial_cart_says_what_is_missing_and_is_offered_all_the_same() -> No
 
 
 def test_a_bag_is_offered_where_there_is_one() -> None:
-    assert 'href="/my-cart?format=bag&amp;filename=my-cart-bag.tar"' in html(BAGGED)
+    page = html(BAGGED, hashes=Hashes(common=True))
+    for path in ("format=tar&amp;filename=my-cart.tar", "format=bag&amp;filename=my-cart-bag.tar"):
+        assert f'href="/my-cart?{path}"' in page
     for status in (READY, STAGING, FAILED):
-        assert "format=bag" not in html(status)
+        assert "format=bag" not in html(status, hashes=Hashes(common=True))
+    assert "format=bag" not in html(BAGGED)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_a_bag_is_offered_where_there_is_one() -> None:
 def test_the_checksums_are_checked_by_the_program_for_them(
     hash_types: list[str], program: str | None
 ) -> None:
-    page = html(BAGGED, hash_types=hash_types)
+    page = html(BAGGED, hashes=Hashes(frozenset(hash_types)))
     line = "curl -sf http://localhost:8081/-/carts/my-cart/checksums | "
     assert (f"{line}{program} -c --quiet" in page) is (program is not None)
     assert ("How to check" in page) is (program is not None)
@@ -211,6 +213,12 @@ def test_the_command_asks_for_a_token_where_users_have_one() -> None:
     for tokens, option in ((True, "curl -f -u alice -C"), (False, "curl -f -C")):
         visitor = Visitor("http://localhost", user="alice", auth=True, tokens=tokens)
         assert option in html(READY, visitor=visitor)
+
+
+def test_curl_is_offered_for_ready_carts_only() -> None:
+    """Before, it would save the status in the file that it resumes later."""
+    assert "curl -f" in html(READY) and "curl -f" in html(PARTIAL)
+    assert "curl -f" not in html(STAGING)
 
 
 def test_the_command_is_one_word_for_the_shell() -> None:
