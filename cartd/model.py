@@ -310,6 +310,10 @@ class DuplicateFile:
     """The second hash of the staged file, as in :class:`CartFile`."""
     also_hash_sum: str | None = None
 
+    def missing_hash_type(self, default: str | None) -> str | None:
+        """Return the type of the second hash that the staged file lacks, or None."""
+        return None if self.also_hash_sum else _second_hash_type(self.hash_type, default)
+
 
 @dataclass(frozen=True, slots=True)
 class CartFile:
@@ -344,10 +348,14 @@ class CartFile:
         It is that of the recorded one, so that a cart keeps the types of its hashes when it is
         restaged under another setting; else ``default``.  None if the first hash is of that type.
         """
-        also = self.also_hash_type or default
-        if also is None or canonical_name(also) == canonical_name(self.hash_type):
-            return None
-        return also
+        return _second_hash_type(self.hash_type, self.also_hash_type or default)
+
+
+def _second_hash_type(hash_type: str, also: str | None) -> str | None:
+    """Return ``also``; None if it is another name of ``hash_type``."""
+    if also is None or canonical_name(also) == canonical_name(hash_type):
+        return None
+    return also
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from cartd.deferreds.tasks import Batcher
 from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
-from cartd.model import Cart, CartFile, CartFormat, FileFailure, SecondHash, TarFacts
+from cartd.model import Cart, CartFile, CartFormat, DuplicateFile, FileFailure, SecondHash, TarFacts
 from cartd.sending.reader import TreeReader
 from cartd.staging import StagingContext
 from cartd.staging.fetch import PAGE, Failures, FileFetcher, Staged
@@ -171,6 +171,7 @@ class StagingPipeline:
             self._holder,
             lambda: self._context.share(self._cart, PAGE),
             hashed=self._resumed,
+            also_hash=self._context.also_hash,
             on_linked=self._context.metrics.files_staged.labels("linked").inc,
         )
 
@@ -303,6 +304,7 @@ async def link_duplicates(
     page: Callable[[], int],
     *,
     hashed: bool,
+    also_hash: str | None,
     on_linked: Callable[[int], object],
 ) -> Cart:
     """Link files of ``cart`` to those of other carts, ``page()`` files at a time.
@@ -312,7 +314,8 @@ async def link_duplicates(
 
     ``hashed``: link only to files whose hash is right.  For a cart that is restaged, which may have
     been damaged: the damage must not come back from a cart that shares the file.  A new cart trusts
-    the size, as downloads do.  ``on_linked`` is called with the number of files of each page.
+    the size, as downloads do.  ``also_hash``: the type of the second hash that is computed of files
+    that lack one.  ``on_linked`` is called with the number of files of each page.
 
     :raises LeaseLost: another process has taken over the cart.
     """
@@ -323,8 +326,8 @@ async def link_duplicates(
         first = positions.stop
         duplicates = await store.dedup.duplicates(cart.id, positions)
         while duplicates:
-            if hashed:
-                duplicates = await volume.verification.intact_duplicates(duplicates)
+            if hashed or also_hash is not None:
+                duplicates = await _hash_duplicates(volume, duplicates, also_hash, every=hashed)
             shared, reason = await volume.links.link_duplicates(cart, duplicates)
             gone = await store.dedup.record_linked(cart.id, holder, shared)
             linked += len(shared) - len(gone)
@@ -340,3 +343,16 @@ async def link_duplicates(
         log.info("{cart}: {number} files linked to other carts' files", cart=cart, number=linked)
         return await store.carts.cart(cart.id) or cart
     return cart
+
+
+async def _hash_duplicates(
+    volume: Volume, duplicates: Sequence[DuplicateFile], also_hash: str | None, *, every: bool
+) -> list[DuplicateFile]:
+    """Read ``every`` duplicate, or those that lack a second hash of the type ``also_hash``.
+
+    Return all of them, with their second hashes, except damaged ones.
+    """
+    read = [one for one in duplicates if every or one.missing_hash_type(also_hash)]
+    positions = {one.position for one in read}
+    unread = [one for one in duplicates if one.position not in positions]
+    return unread + await volume.verification.intact_duplicates(read, also_hash)

@@ -157,12 +157,25 @@ class FileVerifier:
                 return
             yield files, [verdict.fault for verdict in verdicts]
 
-    async def intact_duplicates(self, duplicates: Sequence[DuplicateFile]) -> list[DuplicateFile]:
-        """Return those of the staged files whose bytes still match their hash."""
-        scan = _duplicate_verdicts(self._paths, duplicates)
-        verdicts = await self._run_scan(scan, _no_throttle)
-        found = zip(duplicates, verdicts, strict=True)
-        return [duplicate for duplicate, verdict in found if not verdict.fault]
+    async def intact_duplicates(
+        self, duplicates: Sequence[DuplicateFile], also_hash: str | None = None
+    ) -> list[DuplicateFile]:
+        """Return those of the staged files whose bytes still match their hash.
+
+        Each that lacks a second hash gets one of the type ``also_hash``, if that is given.
+        """
+        wanted = [
+            replace(duplicate, also_hash_type=missing)
+            if (missing := duplicate.missing_hash_type(also_hash))
+            else duplicate
+            for duplicate in duplicates
+        ]
+        verdicts = await self._run_scan(_duplicate_verdicts(self._paths, wanted), _no_throttle)
+        return [
+            replace(duplicate, also_hash_sum=verdict.also_sum)
+            for duplicate, verdict in zip(wanted, verdicts, strict=True)
+            if not verdict.fault
+        ]
 
     async def _run_scan(self, scan: Scan[list[Verdict]], throttle: Throttle) -> list[Verdict]:
         should_stop = threading.Event()

@@ -84,11 +84,25 @@ def test_a_linked_file_has_the_second_hash_of_its_source(bench: Bench) -> None:
     assert bench.archive.times("GET", "1") == 1
 
 
-def test_a_linked_file_of_a_source_without_one_has_none(bench: Bench) -> None:
-    stage(bench, bench.put(["1"], uid="first"), None)
+def test_a_second_hash_that_the_source_of_a_link_lacks_is_computed(bench: Bench) -> None:
+    first = bench.put(["1", "3"], uid="first")
+    stage(bench, first, None)
     cart = bench.put(uid="again")
     stage(bench, cart, "sha256")
-    assert also(bench, cart) == {**right("sha256"), "1": None}
+    assert also(bench, cart) == right("sha256")
+    assert bench.archive.times("GET", "3") == 1
+    # The source stays as it is: its cart may have been sent as a bag.
+    assert also(bench, first) == {"1": None, "3": None}
+
+
+def test_a_damaged_source_gives_no_second_hash(bench: Bench) -> None:
+    first = bench.put(["1", "3"], uid="first")
+    stage(bench, first, None)
+    bench.volume.paths.member(first, "dir/1").write_bytes(b"bad")
+    cart = bench.put(uid="again")
+    stage(bench, cart, "sha256")
+    assert also(bench, cart) == right("sha256")
+    assert bench.archive.times("GET", "1") == 2
 
 
 def test_a_file_that_was_placed_but_not_recorded_gets_its_second_hash(bench: Bench) -> None:
