@@ -312,7 +312,8 @@ def _path(status: Status, filename: str, format_: CartFormat = CartFormat.TAR) -
 
 def _client_line(status: Status, visitor: Visitor, filename: str) -> str:
     base, uid = shlex.quote(visitor.base_url), shlex.quote(status.uid)
-    return f"cart --url {base} get {uid} -x {shlex.quote(_folder(filename))}"
+    name = "" if status.name is UNSET else f" --name {shlex.quote(_folder(filename))}"
+    return f"cart --url {base} get {uid} -x .{name}"
 
 
 def _curl(secret: str, url: str, filename: str) -> str:

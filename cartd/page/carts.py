@@ -58,14 +58,14 @@ def start_page(visitor: Visitor, carts: Sequence[Status], now: datetime) -> Page
                 " posts a manifest, waits, downloads, verifies and unpacks its files. The same line"
                 " goes on if it was interrupted:",
             ),
-            command(f"cart --url {base} fetch manifest.json -d my-data"),
+            command(f"cart --url {base} fetch my-data.json"),
             tags.p(
                 "Without it: post a manifest under a uid of your choice, poll its status, download"
                 " its tar. The ",
                 tags.a("API description", href="/-/openapi.json"),
                 " has all requests.",
             ),
-            command(f"curl -X POST --upload-file manifest.json {base}/my-cart"),
+            command(f"curl -X POST --upload-file my-data.json {base}/my-cart"),
         )
     )
     return Page("Start", main(**base_of(visitor)), here="/")

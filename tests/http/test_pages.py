@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from html import unescape
 from importlib.resources import files
@@ -142,6 +144,15 @@ def test_the_commands_of_the_page_download_and_check_the_files(
     bags = [unescape(url) for url in re.findall('href="([^"]*format=bag[^"]*)"', page)]
     assert len(bags) == (1 if len(set(hash_types)) == 1 else 0)  # no hash in common, no bag
     assert all(site.cartd.get(url).status == 200 for url in bags)
+    by_client = tmp_path / "by-client"
+    by_client.mkdir()
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    client = subprocess.run(
+        ["bash", "-c", commands[0]], cwd=by_client, capture_output=True, timeout=60,
+        env={**os.environ, "PATH": programs, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert client.returncode == 0, client.stderr
+    assert (by_client / uid / "a b" / "one").read_bytes() == b"first"
     script = "set -e -o pipefail\n" + "\n".join(commands[1:])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

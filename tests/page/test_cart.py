@@ -227,10 +227,10 @@ def test_the_command_is_one_word_for_the_shell() -> None:
 
 
 def test_the_client_is_told_where_the_cart_is() -> None:
-    line = "cart --url http://localhost:8081 get my-cart -x "
+    line = "cart --url http://localhost:8081 get my-cart -x ."
     for status in (READY, STAGING, PARTIAL):
-        assert f"{line}my-cart<" in html(status)
-    assert f"{line}'a b'<" in html(replace(READY, name="a b"))
+        assert f"{line}<" in html(status)
+    assert f"{line} --name 'a b'<" in html(replace(READY, name="a b"))
     assert "cart --url" not in html(FAILED)
 
 

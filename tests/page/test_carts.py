@@ -64,7 +64,7 @@ def test_the_start_page_shows_own_carts_or_how_to_sign_in() -> None:
 
 
 def test_the_start_page_has_the_line_that_fetches_a_manifest() -> None:
-    line = "cart --url https://carts.example.org fetch manifest.json -d my-data"
+    line = "cart --url https://carts.example.org fetch my-data.json"
     assert line in html(start_page(ALICE, [], LATER), ALICE)
 
 
