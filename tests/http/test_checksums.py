@@ -59,10 +59,12 @@ def mixed(site: CartSite, files: dict[str, tuple[str, bytes]]) -> bytes:
     return manifest(entries)
 
 
+def tar_of(body: bytes) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(body))
+
+
 def unpacked(site: CartSite, uid: str, directory: Path) -> Path:
-    answer = site.cartd.get(f"/{uid}?filename=my-data.tar")
-    with tarfile.open(fileobj=io.BytesIO(answer.body)) as tar:
-        tar.extractall(directory, filter="data")
+    tar_of(site.cartd.get(f"/{uid}?filename=my-data.tar").body).extractall(directory, filter="data")
     return directory / "my-data"
 
 
@@ -97,8 +99,8 @@ def test_lines_are_in_the_order_of_the_tar(site: CartSite) -> None:
     site.stage("ordered", dict.fromkeys(paths, b""))
 
     lines = site.cartd.get("/-/carts/ordered/checksums").body.decode().splitlines()
-    with tarfile.open(fileobj=io.BytesIO(site.cartd.get("/ordered").body)) as tar:
-        members = [member.name.partition("/")[2] for member in tar if member.isreg()]
+    tar = tar_of(site.cartd.get("/ordered").body)
+    members = [member.name.partition("/")[2] for member in tar if member.isreg()]
 
     assert [line.split("  ")[1] for line in lines] == members == paths
 
@@ -124,8 +126,7 @@ def test_mixed_hashes_have_tags(site: CartSite, tmp_path: Path) -> None:
 def test_a_bundled_cart_has_checksums(site: CartSite, tmp_path: Path) -> None:
     site.stage("bundled", ODD, bundle=True)
     answer = site.cartd.get("/-/carts/bundled/checksums")
-    with tarfile.open(fileobj=io.BytesIO(site.cartd.get("/bundled").body)) as tar:
-        tar.extractall(tmp_path, filter="data")
+    tar_of(site.cartd.get("/bundled").body).extractall(tmp_path, filter="data")
     verify(tmp_path / "bundled", "sha1sum", answer.body)
 
 
@@ -259,6 +260,9 @@ def test_second_hashes_are_listed_from_postgresql(tmp_path: Path, postgres: Post
             answer = cartd.get(f"/-/carts/{uid}/checksums?type=sha256")
             verify(unpacked(site, uid, tmp_path / uid), "sha256sum", answer.body)
             assert cartd.get(f"/-/carts/{uid}/checksums?type=md5").status == 409
+            bag = tar_of(cartd.get(f"/{uid}?format=bag&filename=bag.tar").body)
+            sums = bag.extractfile("bag/manifest-sha256.txt")
+            assert sums is not None and sums.read().count(b"\n") == len(ODD)
             page = cartd.get(f"/-/carts/{uid}/files").json["files"]
             listed = cartd.get(f"/-/carts/{uid}/files", accept=NDJSON).body.splitlines()
             assert [json.loads(line) for line in listed] == page
