@@ -100,6 +100,7 @@ def test_files_are_listed(cart: CartCommand, ready: str) -> None:
     document = cart("files", ready, "--json").conforming("files")
     assert [file["path"] for file in document["files"]] == list(FILES)
     assert cart("files", "--failed", ready, "--json").conforming("files")["files"] == []
+    assert cart("files", "none", "--json").conforming("problem")["status"] == 404
 
 
 def test_carts_are_listed_and_found_by_label_and_status(
@@ -264,6 +265,16 @@ def test_trouble_is_told_before_it_is_tried_again(
     assert "Run the same command again later" in ended.err
 
 
+def test_a_command_that_does_not_wait_gives_up_after_3_more_tries(
+    cart: CartCommand, scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cartd_client.transport.FIRST_DELAY", 0.001)
+    server = scripted(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+    assert cart("label", "x", "y", "--url", server.url).status == 8
+    assert len(server.requests) == 4
+
+
 # --- output -------------------------------------------------------------------------------------
 
 
@@ -273,13 +284,14 @@ def test_quiet_commands_write_only_what_was_asked_for(cart: CartCommand, ready: 
     assert cart("status", "-q", "none").err == "cart: No cart with uid none found\n"
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
 def test_an_output_that_is_closed_ends_the_command_without_a_word(
-    cart: CartCommand, ready: str
+    cart: CartCommand, ready: str, more: list[str]
 ) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     ended = subprocess.run(
-        [command("cart"), "files", ready],
+        [command("cart"), "files", ready, *more],
         stdout=writing, stderr=subprocess.PIPE, env=cart.environment(),
     )  # fmt: skip
     os.close(writing)

@@ -73,9 +73,9 @@ def test_a_checksum_file_is_recognised_and_paths_become_ids(cart: CartCommand, t
 
 def test_the_suffix_counts_before_the_first_line(cart: CartCommand) -> None:
     (cart.directory / "files.tsv").write_text("a,b\tc,d\n")
-    (cart.directory / "files.CSV").write_text("a b,c d\n")
+    (cart.directory / "files.CSV").write_text("a\tb,c\td\n")
 
-    for name, found in (("files.tsv", ("a,b", "c,d")), ("files.CSV", ("a b", "c d"))):
+    for name, found in (("files.tsv", ("a,b", "c,d")), ("files.CSV", ("a\tb", "c\td"))):
         [entry] = json.loads(cart("manifest", name).out)["fileids"]
         assert (entry["id"], entry["path"]) == found
 

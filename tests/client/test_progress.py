@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import redirect_stderr
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -194,17 +195,30 @@ def test_no_row_below_a_bar_is_wider_than_the_terminal(
     width: int, detail: str, number: int, wide: str
 ) -> None:
     stage = transfer(Progress(number, number + 1, number, number, 1.0))
+    rows = rendered(Stage(stage.name, stage.fraction, stage.facts, wide + detail), width)
+
+    assert max(map(cell_len, rows)) <= width
+
+
+def rendered(stage: Stage, width: int) -> list[str]:
+    """Return the rows of a bar on a terminal of that width."""
     written = io.StringIO()
     recorded = Recorded()
     recorded.terminal.err = Console(file=written, width=width, force_terminal=True)
     bar = BarDisplay(recorded.terminal)
-    bar._stage = Stage(stage.name, stage.fraction, stage.facts, wide + detail)
-    plain = Console(file=written, width=width, color_system=None)
-    plain.print(bar._rendered())
+    bar._stage = stage
+    Console(file=written, width=width, color_system=None).print(bar._rendered())
+    return written.getvalue().split("\n")[:-1]
 
-    rows = written.getvalue().split("\n")
-    assert max(map(cell_len, rows)) <= width
-    assert len(rows) <= 6
+
+def test_a_narrow_terminal_shows_fewer_facts_and_a_part_of_a_long_detail() -> None:
+    stage = replace(transfer(DOWNLOAD), detail="The archive is unavailable. " * 20)
+    wide, narrow = rendered(stage, 100), rendered(stage, 44)
+
+    assert wide[1] == "198 GB of 412 GB, 81 MB/s, 44 min left, 581 of 1,200 files"
+    assert narrow[1] == "198 GB of 412 GB, 81 MB/s, 44 min left"
+    assert [len(wide), len(narrow)] == [5, 5]
+    assert narrow[-1].endswith("\u2026")
 
 
 def test_progress_is_a_bar_only_on_a_terminal_that_can_draw(

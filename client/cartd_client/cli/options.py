@@ -264,9 +264,7 @@ def download_options(command: _F) -> _F:
                 help="Start anew if the cart is not the one of which a part is here; without it,"
                 " exit status 11.",
             ),
-            click.option(
-                "--keep-tar", is_flag=True, help="Keep the tar beside the unpacked files."
-            ),
+            click.option("--keep-tar", is_flag=True, help="Keep the tar, too, as NAME.tar in DIR."),
             partial_option,
             click.option(
                 "--delete-after",
