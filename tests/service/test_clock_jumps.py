@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import re
 import signal
+import sqlite3
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 from sqlalchemy import create_engine, text
 
 from tests.support.archive_faults import Gate, halted
@@ -62,6 +64,33 @@ def let_come(gate: Gate) -> None:
 def fetched(archive: FaultyArchive) -> list[int]:
     """Return how often each file of the cart was fetched."""
     return [len(archive.seen("GET", f"mine-{n}")) for n in range(2)]
+
+
+def suspend(cartd: RunningCartd) -> None:
+    """Suspend it between two transactions: a lock that it held would suspend others, too."""
+    assert cartd.process is not None
+    process = psutil.Process(cartd.process.pid)
+
+    def is_suspended_without_lock() -> bool:
+        cartd.send(signal.SIGSTOP)
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+        if is_writable(cartd.directory / "cartd.sqlite3"):
+            return True
+        cartd.send(signal.SIGCONT)
+        return False
+
+    wait_for(is_suspended_without_lock)
+
+
+def is_writable(database: Path) -> bool:
+    """Whether no process holds the lock for writing to this SQLite file."""
+    with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
 
 
 def assert_right(cartd: RunningCartd) -> None:
@@ -137,7 +166,7 @@ def test_a_resumed_process_leaves_a_taken_over_cart_alone(
     with cartd_with(true, archive, tmp_path / "first") as first:
         gate = begun(first, archive)
         [(holder, _)] = leases(first)
-        first.send(signal.SIGSTOP)
+        suspend(first)
         with cartd_with(ahead, archive, tmp_path / "second", beside=first) as second:
             assert leases(first)[0][0] == holder
             ahead.set(date=HOUR)
