@@ -25,6 +25,15 @@ class CartStatus(StrEnum):
     DELETED = "deleted"
 
 
+class Outcome(StrEnum):
+    """How the staging of a cart ended."""
+
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+    """It is ready without the files that have failed, as its manifest permits."""
+    FAILED = "failed"
+
+
 class CartFormat(StrEnum):
     """What a cart is sent as, and stored as if it is bundled."""
 
@@ -218,7 +227,7 @@ class Cart:
 
     @property
     def has_tar(self) -> bool:
-        """Whether it is kept as one tar on the volume once it is ready.
+        """Whether it is kept as one tar on the volume once it is ready; else it is a tree.
 
         A partial cart is kept as a tree, so that a retry fetches only what is missing.
         """
@@ -232,7 +241,16 @@ class Cart:
     @property
     def is_partial(self) -> bool:
         """Whether it is ready although some of its files have failed."""
-        return self.status is CartStatus.READY and self.files_failed > 0
+        return self.outcome is Outcome.PARTIAL
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How its staging ended; None if it has not, or the cart is deleted."""
+        if self.status is CartStatus.ERROR:
+            return Outcome.FAILED
+        if self.status is CartStatus.READY:
+            return Outcome.PARTIAL if self.files_failed else Outcome.COMPLETE
+        return None
 
     @property
     def display_uid(self) -> str:
@@ -389,6 +407,8 @@ class FileFailure:
     problem: Problem | None = None
 
 
+MAX_MISSING = 10_000
+"""Files that may be missing in a partial cart, whatever its manifest permits."""
 MAX_LABELS = 20
 """Labels of a cart."""
 MAX_LABEL = 64

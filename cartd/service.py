@@ -119,7 +119,7 @@ class Cartd(Service):
             ).slot,
             limits=quota,
             stage=lambda cart_id: components.stager.begin(cart_id, resumed=False),
-            restage=components.repair.restage,
+            restage=lambda cart: components.repair.restage(cart, retry_failed=True),
             now=components.now,
             metrics=components.metrics,
         )

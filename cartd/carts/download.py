@@ -369,7 +369,7 @@ class Downloads:
 
     async def _record_tar(self, cart: Cart, index: TarIndex) -> Cart:
         tar = tar_facts(index, self._now())
-        await self._store.progress.record_tar(cart.id, tar)
+        await self._store.progress.record_tar(cart.id, tar, seen=cart.updated)
         cart = _check_ready(await self._store.carts.cart(cart.id))
         # A service of another version, with another layout, may have recorded its own meanwhile.
         return (

@@ -25,7 +25,7 @@ from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import for_each, with_timeout
 from cartd.errors import Problem, QuotaExceeded, Unavailable
 from cartd.manifest import Entry, Manifest
-from cartd.model import Fit, UserQuota, Viewer
+from cartd.model import MAX_MISSING, Fit, Outcome, UserQuota, Viewer
 from cartd.store import Store
 
 MAX_PLANS = 4
@@ -96,6 +96,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     message: str
     files: PlanFiles
     bytes: PlanBytes
+    outcome: Outcome | UnsetType = UNSET
+    """How the cart would end if its files failed as they do now; absent if that is not known."""
     space: Fit | UnsetType = UNSET
     """Whether the volume has space; absent if that depends on files that are unknown."""
     limits: list[PlanLimit]
@@ -209,7 +211,8 @@ class Planner:
             total = len(manifest.entries)
             limits = await self._limits_reached(viewer, total)
             bundle = self._bundle_task if manifest.bundle is None else manifest.bundle
-        return await self._result(tally, total, limits, bundle=bundle)
+            permitted = min(manifest.max_failed or 0, MAX_MISSING)
+        return await self._result(tally, total, limits, bundle=bundle, permitted=permitted)
 
     @asynccontextmanager
     async def _slot(self, owner: str | None) -> AsyncIterator[None]:
@@ -283,18 +286,29 @@ class Planner:
         return found
 
     async def _result(
-        self, tally: _Tally, total: int, limits: list[PlanLimit], *, bundle: bool
+        self,
+        tally: _Tally,
+        total: int,
+        limits: list[PlanLimit],
+        *,
+        bundle: bool,
+        permitted: int,
     ) -> Plan:
+        """``permitted``: how many files may be missing in the cart."""
         files = PlanFiles(total=total, unknown=total - sum(tally.files.values()), **tally.files)
         size, complete = sum(tally.sizes.values()), not files.unknown
-        sized = complete and not files.missing and not files.failed
-        needed = size - tally.sizes["on_volume"] + (size if bundle else 0)
+        outcome = _outcome(files, permitted)
+        sized = outcome is Outcome.COMPLETE or outcome is Outcome.PARTIAL
+        # A partial cart has no tar on the volume.
+        with_tar = bundle and outcome is not Outcome.PARTIAL
+        needed = size - tally.sizes["on_volume"] + (size if with_tar else 0)
         space = await self._fit(needed)
         return Plan(
             complete=complete,
-            message=_message(files, tally.reason),
+            message=_message(files, tally.reason, outcome),
             files=files,
             bytes=PlanBytes(total=size if sized else UNSET, **tally.sizes),
+            outcome=UNSET if outcome is None else outcome,
             # What is known is too much already, or it is all.
             space=space if sized or space is Fit.NO else UNSET,
             limits=limits,
@@ -302,11 +316,22 @@ class Planner:
         )
 
 
-def _message(files: PlanFiles, reason: str) -> str:
+def _outcome(files: PlanFiles, permitted: int) -> Outcome | None:
+    """Return how a cart with these files would end; None if that depends on unknown files."""
+    absent = files.missing + files.failed
+    if absent > permitted:
+        return Outcome.FAILED
+    if files.unknown:
+        return None
+    return Outcome.PARTIAL if absent else Outcome.COMPLETE
+
+
+def _message(files: PlanFiles, reason: str, outcome: Outcome | None) -> str:
     """Return one sentence on what is known."""
     if files.unknown:
         known = files.total - files.unknown
         return f"{known:,} of {files.total:,} files were looked up: {reason}"
     if files.missing or files.failed:
-        return f"{files.missing + files.failed:,} of {files.total:,} files cannot be staged now"
+        absent = f"{files.missing + files.failed:,} of {files.total:,} files cannot be staged now"
+        return f"{absent}; the cart would be partial" if outcome is Outcome.PARTIAL else absent
     return "All files were found"

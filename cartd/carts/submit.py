@@ -21,6 +21,7 @@ from cartd.errors import (
     InvalidManifest,
     Stopping,
     Unavailable,
+    VolumeNotWritable,
 )
 from cartd.manifest import Manifest, parse
 from cartd.metrics import UNEXPOSED, Metrics
@@ -110,7 +111,7 @@ class Submissions:
         A post holds a slot from its beginning to its end.  The argument tells whether the cart may
         have been posted before; the slot's value is the error that any other cart is rejected with,
         if there is one.  ``memory`` limits the bytes of manifests that are processed concurrently.
-        ``restage`` is :meth:`cartd.integrity.repair.Repair.restage`.
+        ``restage`` is :meth:`cartd.integrity.repair.Repair.restage`, with ``retry_failed``.
         """
         self._store = store
         self._removal = removal
@@ -244,15 +245,18 @@ class Submissions:
         begun.
 
         :raises CartNotFound: there is none that has not been deleted.
-        :raises Conflict: it is not in error.
+        :raises Conflict: it is neither in error nor partial.
         :raises QuotaExceeded: the user has reached a limit of unfinished carts.
         :raises Unavailable: the service is stopping, or is staging as many carts as it may.
         """
         self._check_open("retry")
         cart = await self.find(viewer, uid)
-        if cart.status is not CartStatus.ERROR:
-            state = "ready" if cart.status is CartStatus.READY else "being staged"
-            raise Conflict(f"The cart is {state}: only a cart in error can be staged again")
+        if cart.status is not CartStatus.ERROR and not cart.is_partial:
+            ready = cart.status is CartStatus.READY
+            state = "ready and has all its files" if ready else "being staged"
+            raise Conflict(
+                f"The cart is {state}: only a cart in error or a partial one can be staged again"
+            )
 
         async def is_repost() -> bool:
             return False
@@ -262,11 +266,17 @@ class Submissions:
             if limits and cart.owner is not None:
                 unstaged = cart.files_total - cart.files_staged
                 await self._store.carts.check_quota(cart.owner, limits, unstaged)
-            await uncancellable(Deferred.fromCoroutine(self._restage(cart)))
+            try:
+                await uncancellable(Deferred.fromCoroutine(self._restage(cart)))
+            except VolumeNotWritable as error:
+                raise Unavailable(
+                    f"The volume is not writable ({error.reason}): the cart stays as it is; retry"
+                    " later"
+                ) from error
         restaged = await self._store.carts.cart(cart.id)
         if restaged is None or restaged.status is CartStatus.DELETED:
             raise CartNotFound("Not Found")
-        if restaged.status is CartStatus.ERROR and restaged.updated == cart.updated:
+        if restaged.status is cart.status and restaged.updated == cart.updated:
             raise Conflict("The cart is being evicted: post it again")
         return restaged
 

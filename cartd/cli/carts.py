@@ -51,17 +51,22 @@ class Fixit:
         if cart is None:
             self._print(f"{uid}: no such cart")
             return False
-        if cart.status == CartStatus.READY and await self._is_whole(cart):
+        if cart.status == CartStatus.READY and not cart.is_partial and await self._is_whole(cart):
             self._print(f"{uid}: ready, nothing to fix")
             return True
-        return await self.restore(cart)
+        return await self.restore(cart, retry_failed=True)
 
-    async def restore(self, cart: Cart, damaged: Sequence[int] = ()) -> bool:
-        """Restage missing files and those at the positions ``damaged``; return success."""
+    async def restore(
+        self, cart: Cart, damaged: Sequence[int] = (), *, retry_failed: bool = False
+    ) -> bool:
+        """Restage missing files and those at the positions ``damaged``; return success.
+
+        ``retry_failed``: also the failed files of a partial cart that is not damaged.
+        """
         if cart.status not in UNFINISHED:
-            await self._repair.restage(cart, damaged)
+            await self._repair.restage(cart, damaged, retry_failed=retry_failed)
         cart = await self._watch(cart.id)
-        self._print(f"{cart.display_uid}: {cart.status}{f', {cart.error}' if cart.error else ''}")
+        self._print(f"{cart.display_uid}: {cart.status}{_remark(cart)}")
         return cart.status == CartStatus.READY
 
     async def _is_whole(self, cart: Cart) -> bool:
@@ -99,6 +104,13 @@ class Fixit:
     def _print(self, line: str) -> None:
         self._out.write(f"\r\x1b[K{line}\n" if self._out.isatty() else f"{line}\n")
         self._out.flush()
+
+
+def _remark(cart: Cart) -> str:
+    """Return what is wrong with a finished cart, to be appended to its status."""
+    if cart.is_partial:
+        return f", {cart.files_failed:,} of {_files(cart.files_total)} missing"
+    return f", {cart.error}" if cart.error else ""
 
 
 class Verify:
@@ -159,9 +171,10 @@ class Verify:
         damages = await self._verification.damages(cart, self._counter(cart))
         if not damages:
             await self._store.durability.record_verified(cart.id, begun)
-            self._print(
-                f"{cart.display_uid}: {_files(cart.files_total)}, {_bytes(cart)} bytes, intact"
-            )
+            files = _files(cart.files_total)
+            if cart.is_partial:
+                files = f"{cart.files_staged:,} of {files}"
+            self._print(f"{cart.display_uid}: {files}, {_bytes(cart)} bytes, intact")
             return True
         now = await self._store.carts.cart(cart.id)
         if now is None or now.status != CartStatus.READY:
@@ -172,6 +185,8 @@ class Verify:
             return False
         if not await self._restore(cart, [damage.position for damage in damages]):
             return False
+        # A file may be missing now that was in its bundle.
+        cart = await self._store.carts.cart(cart.id) or cart
         # Verify again: the volume may have damaged the new files, too.
         return await self._is_repaired(cart)
 
@@ -395,7 +410,7 @@ def _bundle_path(cart: Cart, volume: Volume) -> object:
     """Return the path; empty unless ready, because only then the name is known to be valid."""
     if cart.status != CartStatus.READY:
         return ""
-    return volume.paths.tar(cart) if cart.bundle else volume.paths.tree(cart)
+    return volume.paths.tar(cart) if cart.has_tar else volume.paths.tree(cart)
 
 
 def _file_row(cart: Cart, file: CartFile) -> Row:

@@ -110,7 +110,8 @@ def create_parser() -> ArgumentParser:
         "fixit",
         _fixit,
         "Restage missing files of carts, and wait until the carts are ready.\n"
-        "If the running service is staging a cart, the command only waits for it.",
+        "If the running service is staging a cart, the command only waits for it.\n"
+        "The failed files of a partial cart are tried again; the cart stays ready if they fail.",
     ).add_argument("--cartid", nargs="+", required=True, metavar="UID", help="the carts' uids")
     verify = add(
         "verify",

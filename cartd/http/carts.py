@@ -25,7 +25,7 @@ from cartd.http.request import RETRY_AFTER, failure_response, prepare_error
 from cartd.http.routes import conditions_of, response, set_header, viewer_of
 from cartd.http.streaming import send_pieces
 from cartd.manifest import parse_labels
-from cartd.model import Cart, CartStatus, FileStatus
+from cartd.model import Cart, CartStatus, FileStatus, Outcome
 from cartd.status.documents import StatusDocuments
 from cartd.status.listing import CartLists, CartQuery, FileLists, FileQuery
 
@@ -49,6 +49,7 @@ CHECKSUMS_VERSION = 1
 CART_STATUSES = {
     **{status.value: status for status in CartStatus if status is not CartStatus.DELETED},
     "failed": CartStatus.ERROR,
+    "partial": CartStatus.READY,
 }
 FILE_STATUSES = {
     **{status.value: status for status in FileStatus},
@@ -86,6 +87,7 @@ class CartsApi:
         query = CartQuery(
             limit=integer(request, "limit", 1, MAX_CARTS) or DEFAULT_CARTS,
             status=choice(request, "status", CART_STATUSES),
+            partial=text(request, "status") == Outcome.PARTIAL,
             label=text(request, "label"),
             owner=text(request, "owner"),
             before=integer(request, "after", 1, MAX_ID),
@@ -148,7 +150,7 @@ class CartsApi:
 
     @app.route(f"{CARTS}/<uid>/retry", methods=["POST"])
     async def retry(self, request: Request, uid: str) -> bytes:
-        """Stage the newest cart again, which is in error; send its new status document."""
+        """Stage the newest cart again, in error or partial; send its new status document."""
         await self._recovered()
         cart = await self._submissions.retry(viewer_of(request), uid)
         document = (await self._documents.for_carts([cart.id]))[cart.id]

@@ -58,6 +58,7 @@ EXPOSED_HEADERS = (
     "WWW-Authenticate",
     "X-Pacifica-Bytes-Staged",
     "X-Pacifica-Bytes-Total",
+    "X-Pacifica-Files-Failed",
     "X-Pacifica-Files-Staged",
     "X-Pacifica-Files-Total",
     "X-Pacifica-Message",

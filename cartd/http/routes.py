@@ -91,6 +91,8 @@ MAX_RETRY_AFTER = 300
 """Seconds; a client that comes back then learns a better estimate."""
 HEADER_CACHE_SIZE = 1024
 """Number of carts whose headers are cached."""
+FILES_FAILED = "X-Pacifica-Files-Failed"
+"""Sent with partial carts only."""
 
 _OLD_REQUESTS = re.compile(rb"python-requests/2\.([12]?[0-9]|3[01])(\.|$)")
 
@@ -437,6 +439,10 @@ def _set_status_headers(request: Request, cart: Cart) -> None:
         None if cart.bytes_total is None else (cart.bytes_staged, cart.bytes_total),
     )
     _set_fields(request, fields)
+    if cart.is_partial:
+        set_header(request, FILES_FAILED, str(cart.files_failed))
+    else:  # it may have been set before the cart was found damaged
+        request.responseHeaders.removeHeader(FILES_FAILED)
 
 
 @lru_cache(maxsize=HEADER_CACHE_SIZE)

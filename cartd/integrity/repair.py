@@ -99,13 +99,15 @@ class Repair:
         """Return the positions of files that are missing on the volume or have a wrong size.
 
         Includes those known to be ``damaged`` and the one at the path ``unreadable``.  All
-        positions for a damaged bundle: its files are in one tar, which is written again.
+        positions for a damaged bundle: its files are in one tar, which is written again.  The
+        failed files of a partial cart are not included: they are on no volume.
         """
-        if cart.bundle and cart.status == CartStatus.READY:
+        if cart.has_tar and cart.status == CartStatus.READY:
             known = unreadable is not None or damaged
             return range(cart.files_total) if known or not await self._has_its_tar(cart) else ()
         lost = array("q")
-        async for files in self._pages(cart):
+        async for page in self._pages(cart):
+            files = _expected_files(cart, page)
             found = await self._volume.verification.stat_files(cart, files)
             lost.extend(
                 file.position
@@ -115,12 +117,14 @@ class Repair:
                 or file.position in damaged
                 or file.path == unreadable
             )
-        return range(cart.files_total) if cart.bundle and damaged else lost
+        return range(cart.files_total) if cart.has_tar and damaged else lost
 
     async def is_intact(self, cart: Cart) -> bool:
         """Whether the files of a ready cart are on the volume, compared by names and sizes."""
         return (
-            await self._has_its_tar(cart) if cart.bundle else not await self.damaged_positions(cart)
+            await self._has_its_tar(cart)
+            if cart.has_tar
+            else not await self.damaged_positions(cart)
         )
 
     async def _has_its_tar(self, cart: Cart) -> bool:
@@ -129,12 +133,19 @@ class Repair:
         return measured and await self._volume.bundles.size(cart) == cart.volume_bytes
 
     async def restage(
-        self, cart: Cart, damaged: Sequence[int] = (), *, unreadable: str | None = None
+        self,
+        cart: Cart,
+        damaged: Sequence[int] = (),
+        *,
+        unreadable: str | None = None,
+        retry_failed: bool = False,
     ) -> None:
         """Restage a damaged cart, or one in error: fetch its damaged files again.
 
         These are files that are missing or have a wrong size, those at the positions ``damaged``,
-        and the one at the path ``unreadable``, or the bundle that contains it.
+        and the one at the path ``unreadable``, or the bundle that contains it.  The files that have
+        failed are tried again with them; ``retry_failed``: also those of a partial cart that is not
+        damaged, which stays as it is otherwise.
 
         :raises VolumeNotWritable: a ready cart is kept, as nothing can be written; logged once for
             all carts.
@@ -145,18 +156,18 @@ class Repair:
         lost = await self.damaged_positions(current, frozenset(damaged), unreadable)
         self._tar_indexes.invalidate(cart.id)
         # A bundle without files may be damaged, too.
-        whole = not lost and (not current.bundle or await self._has_its_tar(current))
-        if current.status == CartStatus.READY and whole:
-            return  # it has been repaired meanwhile
+        whole = not lost and (not current.has_tar or await self._has_its_tar(current))
         if current.status == CartStatus.READY:
+            if whole and not (retry_failed and current.is_partial):
+                return  # it has been repaired meanwhile
             await self._check_writable(current)
-        if current.status == CartStatus.READY and self._restaged_too_often(cart.id):
-            await self._fail_permanently(current)
-            return
+            if not whole and self._restaged_too_often(cart.id):
+                await self._fail_permanently(current)
+                return
         log.info(
             "{cart}: restaging, fetching {lost} of {total} files again",
             cart=cart,
-            lost=len(lost),
+            lost=len(lost) + (current.files_failed if current.is_partial else 0),
             total=cart.files_total,
         )
         if await self._store.progress.restage(cart.id, lost=lost, now=self._now()):
@@ -216,6 +227,16 @@ class Repair:
 
     async def _all_files(self, cart: Cart) -> list[CartFile]:
         return [file async for files in self._pages(cart) for file in files]
+
+
+def _expected_files(cart: Cart, files: list[CartFile]) -> list[CartFile]:
+    """Return those of the files that should be on the volume.
+
+    For a cart in error these are all: they are fetched when it is restaged.
+    """
+    if not cart.is_partial:
+        return files
+    return [file for file in files if file.status is not FileStatus.ERROR]
 
 
 def _sum(files: list[FileFacts]) -> int:

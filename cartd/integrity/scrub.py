@@ -24,7 +24,7 @@ from cartd.backoff import Backoff
 from cartd.errors import VolumeNotWritable
 from cartd.integrity.repair import Repair
 from cartd.metrics import UNEXPOSED, Metrics
-from cartd.model import Cart, CartFile, CartStatus
+from cartd.model import Cart, CartFile, CartStatus, FileStatus
 from cartd.store import Store
 from cartd.volume import Volume
 
@@ -80,7 +80,7 @@ class CartVerifier:
         self, cart: Cart, read: Callable[[int], Awaitable[None]]
     ) -> AsyncIterator[tuple[list[CartFile], list[str]]]:
         """Yield the files page by page, with the fault of each; '' if it is intact."""
-        if cart.bundle:
+        if cart.has_tar:
             async for page in self._volume.verification.bundle_faults(
                 cart, self._pages(cart), read
             ):
@@ -92,7 +92,8 @@ class CartVerifier:
     async def _pages(self, cart: Cart) -> AsyncIterator[list[CartFile]]:
         after = -1
         while page := await self._store.carts.files(cart.id, after=after, limit=PAGE):
-            yield page
+            # The failed files of a partial cart are on no volume.
+            yield [file for file in page if file.status is not FileStatus.ERROR]
             after = page[-1].position
 
 

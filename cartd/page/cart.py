@@ -10,11 +10,11 @@ from urllib.parse import quote
 from msgspec import UNSET
 from twisted.web.template import Tag, tags
 
-from cartd.model import CartFormat, CartStatus
+from cartd.model import CartFormat, CartStatus, Outcome
 from cartd.page.layout import Page, Visitor, base_of, form, moment
 from cartd.page.problems import PROBLEMS
 from cartd.page.units import count, percent, size, span, transfer
-from cartd.status.document import Cause, FailedFile, Outcome, Phase, Status
+from cartd.status.document import Cause, FailedFile, Phase, Status
 
 LINE_RATES = (("100 Mbit/s", 12_500_000), ("1 Gbit/s", 125_000_000))
 """Speeds of networks, in bytes per second."""

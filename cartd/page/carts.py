@@ -9,11 +9,11 @@ from datetime import datetime
 from msgspec import UNSET
 from twisted.web.template import Tag, tags
 
-from cartd.model import CartStatus
+from cartd.model import CartStatus, Outcome
 from cartd.page.cart import bar, cart_url, command, done, name_of, state
 from cartd.page.layout import Page, Visitor, base_of, find_form, form
 from cartd.page.units import age, percent, size, utc
-from cartd.status.document import Outcome, Status
+from cartd.status.document import Status
 
 CARTS = "/-/carts"
 REFRESH_SECONDS = "10"

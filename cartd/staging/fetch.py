@@ -4,6 +4,9 @@ Strategy: a bad file does not prevent attempts of the others, so that the user g
 of errors and only those files have to be fetched later.  But the cart is aborted if most of its
 files fail: a million failures for the same reason load the archive and tell nothing new.
 
+The manifest may permit that some files fail: the cart then becomes ready without them, and is
+aborted only if more of them fail.
+
 Updates of files are written to the store in batches, by a :class:`~cartd.deferreds.tasks.Batcher`.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from twisted.internet.defer import CancelledError
 
@@ -19,8 +22,8 @@ from cartd.archive import ArchiveError, FileState, explained_status
 from cartd.archive.retry import FileFailed
 from cartd.checksum import Checksum
 from cartd.deferreds.tasks import Batcher, both, for_each
-from cartd.errors import CartdError
-from cartd.model import Cart, CartFile, FileFailure, SecondHash
+from cartd.errors import CartdError, Problem
+from cartd.model import MAX_MISSING, Cart, CartFile, FileFailure, SecondHash
 from cartd.staging import StagingContext
 from cartd.staging.tape import TapeRecall
 from cartd.status.pace import Sample
@@ -40,14 +43,21 @@ MAX_FAILED_IF_MOST_FAIL = 100
 
 
 class FilesFailed(CartdError):
-    """Some files of a cart could not be staged; the store has their positions and causes.
+    """More files of a cart could not be staged than its manifest permits.
 
-    Its problem is that of the first one.
+    The store has their positions and causes.  ``problem`` is that of the first one.
     """
 
-    def __init__(self, message: str, first: FileFailed) -> None:
+    def __init__(self, message: str, problem: Problem) -> None:
         super().__init__(message)
-        self.problem = first.problem
+        self.problem = problem
+
+
+class _Cause(NamedTuple):
+    """Why a file failed; without the exception, which would keep its frames in memory."""
+
+    message: str
+    problem: Problem
 
 
 class Failures:
@@ -60,19 +70,32 @@ class Failures:
         self,
         record: Callable[[Sequence[FileFailure]], Awaitable[None]],
         now: Callable[[], float],
+        max_failed: int | None = None,
     ) -> None:
+        """``max_failed`` is that of the cart: how many files may fail; none if none may."""
         self._unwritten: Batcher[FileFailure] = Batcher(record, now)
-        self._positions: set[int] = set()
-        self._first: FileFailed | None = None
-        """The failure with the lowest position in the manifest."""
+        self._max_failed = max_failed
+        self._permitted = min(max_failed or 0, MAX_MISSING)
+        self._causes: dict[int, _Cause] = {}
+        """By position in the manifest."""
         self._succeeded = 0
         self._failed = 0
 
     def __contains__(self, position: int) -> bool:
-        return position in self._positions
+        return position in self._causes
 
-    def __bool__(self) -> bool:
-        return bool(self._positions)
+    def __len__(self) -> int:
+        return len(self._causes)
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions of the files that have failed, in order."""
+        return sorted(self._causes)
+
+    def keep(self, positions: Collection[int]) -> None:
+        """Forget all failures but those at ``positions``: the other files are staged."""
+        kept = set(positions)
+        self._causes = {at: cause for at, cause in self._causes.items() if at in kept}
 
     def begin_phase(self) -> None:
         """Begin the next phase: reset the counters of successes and failures."""
@@ -82,39 +105,50 @@ class Failures:
         self._succeeded += 1
 
     async def add(self, failed: FileFailed) -> None:
-        """Record a failure; it is raised at the end, by :meth:`check`.
+        """Record a failure; if too many files fail, it is raised at the end, by :meth:`check`.
 
         :raises FileFailed: the volume failed, so that every other file would fail, too.
         :raises FilesFailed: too many files have failed; the cart is aborted.
         """
         if failed.is_volume_error:
             raise failed
-        self._positions.add(failed.facts.position)
+        self._causes[failed.facts.position] = _Cause(str(failed), failed.problem)
         self._failed += 1
-        if self._first is None or failed.facts.position < self._first.facts.position:
-            self._first = failed
         await self._unwritten.add(failed.facts)
-        if len(self._positions) >= MAX_FAILED_FILES or self._failed >= max(
-            MAX_FAILED_IF_MOST_FAIL, self._succeeded
+        if len(self) > self._permitted and (
+            len(self) >= MAX_FAILED_FILES
+            or self._failed >= max(MAX_FAILED_IF_MOST_FAIL, self._succeeded)
         ):
             await self.flush()
-            raise FilesFailed(f"{self._summary()}; the rest was not tried", self._first)
+            raise self._too_many("; the rest was not tried")
 
     async def flush(self) -> None:
         await self._unwritten.flush()
 
     async def check(self) -> None:
-        """Raise :class:`FilesFailed` if any file has failed."""
+        """Raise :class:`FilesFailed` if more files have failed than may."""
         await self.flush()
-        if self._first is not None:
-            raise FilesFailed(self._summary(), self._first)
+        if len(self) > self._permitted:
+            raise self._too_many("")
 
-    def _summary(self) -> str:
-        others = len(self._positions) - 1
+    def _too_many(self, rest: str) -> FilesFailed:
+        first = self._causes[min(self._causes)]
+        return FilesFailed(f"{first.message}{self._others()}{rest}{self._limit()}", first.problem)
+
+    def _others(self) -> str:
+        others = len(self) - 1
         if not others:
-            return str(self._first)
-        files = "1 other file" if others == 1 else f"{others} other files"
-        return f"{self._first}; {files} failed too"
+            return ""
+        return f"; {'1 other file' if others == 1 else f'{others} other files'} failed too"
+
+    def _limit(self) -> str:
+        """Return which limit is exceeded, for a cart whose files may fail."""
+        if self._max_failed is None:
+            return ""
+        if self._max_failed > MAX_MISSING:
+            return f"; at most {MAX_MISSING:,} files may be missing in a partial cart"
+        files = "1 file" if self._max_failed == 1 else f"{self._max_failed:,} files"
+        return f"; its manifest permits that {files} fail (max_failed)"
 
 
 class FileFetcher:

@@ -5,6 +5,9 @@ queried for the state of every file before a byte is fetched, so that the cart's
 space for all of it is reserved at once.  Then files on disk are fetched, while files on tape are
 announced, all of them, and polled with backoff.  Files are read from the store page by page: a
 cart of a million files takes no more memory than one of a thousand.
+
+If files have failed, but no more than the manifest permits, the cart becomes ready without them: a
+partial cart.  It stays a tree even if a bundle is wanted, which is written once no file is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +20,16 @@ from twisted.logger import Logger
 from cartd.deferreds.tasks import Batcher
 from cartd.errors import PathCollision
 from cartd.integrity.repair import invalidate_missing, may_have_files
-from cartd.model import Cart, CartFile, CartFormat, DuplicateFile, FileFailure, SecondHash, TarFacts
+from cartd.model import (
+    Cart,
+    CartFile,
+    CartFormat,
+    DuplicateFile,
+    FileFailure,
+    FileStatus,
+    SecondHash,
+    TarFacts,
+)
 from cartd.sending.reader import TreeReader
 from cartd.staging import StagingContext
 from cartd.staging.fetch import PAGE, Failures, FileFetcher, Staged
@@ -45,14 +57,15 @@ class StagingPipeline:
         self.tar_bytes: int | None = None
         """Size of its tar, once that is on the volume in place of the files; else None."""
         self._staged: Batcher[Staged] = Batcher(self._record_staged, context.clock.seconds)
-        self._failures = Failures(self._record_failed, context.clock.seconds)
+        self._failures = Failures(self._record_failed, context.clock.seconds, cart.max_failed)
         self._fetcher = FileFetcher(context, cart, holder, self._staged.add, self._failures)
 
     async def run(self) -> None:
         """Stage all files that are not staged yet, and make the cart ready.
 
         :raises InvalidInput: the cart's uid is not possible as a file name on the volume.
-        :raises FilesFailed: some files could not be fetched; all others are on the volume.
+        :raises FilesFailed: more files could not be fetched than may be missing; all others are on
+            the volume.
         :raises PathCollision: two paths name the same file on the volume.
         :raises FileFailed: the volume failed while a file was written.
         :raises NoSpace: the volume has no space.
@@ -88,8 +101,13 @@ class StagingPipeline:
             await self._fetcher.fetch()
         finally:
             await self.flush()
-        await self._failures.check()
+        await self._settle_failures()
         await self._finish()
+
+    @property
+    def files_failed(self) -> int:
+        """The number of files that have failed in this attempt."""
+        return len(self._failures)
 
     async def _forget_failures(self) -> None:
         """Try the files that failed in an earlier attempt again, as all that are not staged."""
@@ -135,7 +153,7 @@ class StagingPipeline:
         """Remove files of earlier attempts that cannot be used.
 
         A bundle is written when all files are staged: if they are not, the bundle was damaged, or
-        Pacifica Cartd has left it behind.
+        Pacifica Cartd has left it behind.  A partial cart has none.
         """
         cart, volume = self._cart, self._context.volume
         await volume.incoming.clear(
@@ -163,7 +181,7 @@ class StagingPipeline:
         self.tar_bytes = length
         return True
 
-    async def _link_duplicates(self) -> None:
+    async def _link_duplicates(self, positions: range | None = None) -> None:
         self._cart = await link_duplicates(
             self._context.store,
             self._context.volume,
@@ -173,6 +191,7 @@ class StagingPipeline:
             hashed=self._resumed,
             also_hash=self._context.also_hash,
             on_linked=self._context.metrics.files_staged.labels("linked").inc,
+            among=positions,
         )
 
     async def _find_in_place(self) -> bool:
@@ -234,12 +253,49 @@ class StagingPipeline:
         for one in failed:
             self._context.metrics.file_failures.labels(one.problem).inc()
 
+    # Failed files
+
+    async def _settle_failures(self) -> None:
+        """Decide whether the cart may be ready without the files that have failed.
+
+        :raises FilesFailed: more have failed than may.
+        """
+        if self._failures and self._cart.max_failed is not None:
+            await self._link_failed()
+        await self._failures.check()
+        if self._failures:
+            await self._drop_failed()
+            self._cart = await self._context.store.carts.cart(self._cart.id) or self._cart
+
+    async def _link_failed(self) -> None:
+        """Link those of the failed files that another cart has staged meanwhile."""
+        store, before = self._context.store, self._cart
+        pages = dict.fromkeys(at // PAGE for at in self._failures.positions)
+        for page in pages:
+            await self._link_duplicates(range(page * PAGE, (page + 1) * PAGE))
+        if self._cart is not before:
+            left = await store.progress.recount_failed(self._cart.id, self._holder)
+            self._failures.keep(left)
+            self._cart = replace(self._cart, files_failed=len(left))
+
+    async def _drop_failed(self) -> None:
+        """Remove what is in the places of failed files, such as a damaged file of that name."""
+        after = -1
+        while page := await self._context.store.statuses.files(
+            self._cart.id, status=FileStatus.ERROR, after=after, limit=PAGE
+        ):
+            await self._context.volume.removal.drop_files(self._cart, page)
+            after = page[-1].position
+
     # Finishing
 
     async def _finish(self) -> None:
         store, tar = self._context.store, None
-        if self._cart.bundle:
+        if self._cart.has_tar:
             volume_bytes = await self._bundle()
+        elif self._cart.files_failed:
+            volume_bytes = self._cart.bytes_staged
+            tar = await self._build_tar_index()
         else:
             cart = await store.carts.cart(self._cart.id)
             volume_bytes = cart.bytes_total or 0 if cart else 0
@@ -255,6 +311,7 @@ class StagingPipeline:
             volume_bytes=volume_bytes,
             now=self._context.now(),
             tar=tar,
+            partial=self._cart.files_failed > 0,
         )
 
     async def _build_tar_index(self) -> TarFacts:
@@ -306,8 +363,11 @@ async def link_duplicates(
     hashed: bool,
     also_hash: str | None,
     on_linked: Callable[[int], object],
+    among: range | None = None,
 ) -> Cart:
     """Link files of ``cart`` to those of other carts, ``page()`` files at a time.
+
+    All of its unstaged files, or only those at the positions ``among``.
 
     Return the updated cart.  A file that cannot be linked is fetched later.  If a duplicate is
     removed before its link is recorded, the next one is used.
@@ -319,9 +379,10 @@ async def link_duplicates(
 
     :raises LeaseLost: another process has taken over the cart.
     """
-    linked = first = 0
+    positions = range(cart.files_total) if among is None else among
+    linked, first, end = 0, positions.start, min(positions.stop, cart.files_total)
     unlinked = ""
-    while first < cart.files_total:
+    while first < end:
         positions = range(first, first + page())
         first = positions.stop
         duplicates = await store.dedup.duplicates(cart.id, positions)

@@ -236,7 +236,7 @@ class Stager:
             if resumed:
                 cart = await self._recovery.take_over(cart, holder)
             try:
-                await self._run(context, cart, resumed)
+                missing = await self._run(context, cart, resumed)
             except FileUnreadable:
                 raise
             except VolumeDamaged as error:
@@ -246,9 +246,9 @@ class Stager:
                     error=error,
                 )
                 # Staged files have been removed meanwhile: retry once.
-                await self._run(context, await self._store.carts.cart(cart_id) or cart, True)
-            log.info("{cart} is ready", cart=cart)
-            self._metrics.carts_finished.labels("complete").inc()
+                again = await self._store.carts.cart(cart_id) or cart
+                missing = await self._run(context, again, True)
+            self._log_ready(cart, missing)
             self._metrics.staging_seconds.observe(max(self._now() - cart.created, 0.0))
         except VolumeUnavailable:
             await self._release_lease(cart_id)
@@ -264,6 +264,18 @@ class Stager:
             message = escape(f"Internal error: {type(error).__name__}: {error}")
             await self._fail(cart_id, message, Problem.INTERNAL_ERROR)
 
+    def _log_ready(self, cart: Cart, missing: int) -> None:
+        if missing:
+            log.warn(
+                "{cart} is ready, but partial: {missing} of {total} files are missing",
+                cart=cart,
+                missing=missing,
+                total=cart.files_total,
+            )
+        else:
+            log.info("{cart} is ready", cart=cart)
+        self._metrics.carts_finished.labels("partial" if missing else "complete").inc()
+
     def _log_interrupted(self, cart_id: int, error: CartdError) -> None:
         if isinstance(error, LeaseLost):
             self._metrics.lease_losses.inc()
@@ -278,11 +290,13 @@ class Stager:
                 error=error,
             )
 
-    async def _run(self, context: StagingContext, cart: Cart, resumed: bool) -> None:
+    async def _run(self, context: StagingContext, cart: Cart, resumed: bool) -> int:
+        """Stage the cart; return how many of its files are missing."""
         pipeline = StagingPipeline(context, cart, self._process_locks.name, resumed=resumed)
         self._pipelines[cart.id] = pipeline
         self._fair_share.add(cart.id, cart.owner)
         await pipeline.run()
+        return pipeline.files_failed
 
     async def _handle_failure(
         self, context: StagingContext, cart_id: int, error: CartdError | OSError

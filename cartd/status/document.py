@@ -10,15 +10,7 @@ from enum import StrEnum
 
 from msgspec import UNSET, Struct, UnsetType
 
-from cartd.model import CartStatus, FileStatus
-
-
-class Outcome(StrEnum):
-    """How the staging of a cart ended."""
-
-    COMPLETE = "complete"
-    PARTIAL = "partial"
-    FAILED = "failed"
+from cartd.model import CartStatus, FileStatus, Outcome
 
 
 class Phase(StrEnum):

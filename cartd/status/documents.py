@@ -38,7 +38,6 @@ from cartd.status.document import (
     FailedFile,
     Files,
     Kept,
-    Outcome,
     Phase,
     Queue,
     Rate,
@@ -58,7 +57,6 @@ FAILED_CACHE_SIZE = 256
 """Number of carts whose first failed files are cached."""
 MAX_UNFINISHED_PROGRESS = 99.9
 
-_OUTCOMES = {CartStatus.READY: Outcome.COMPLETE, CartStatus.ERROR: Outcome.FAILED}
 _NO_PACE = Pace(at=0.0)
 
 
@@ -97,8 +95,10 @@ class StatusDocuments:
         self._now = now
         self._rules = rules or DocumentRules()
         self._queues = _Queues(store, monotonic)
-        self._failed: OrderedDict[tuple[int, float | None, int], list[FailedFile]] = OrderedDict()
-        """By cart, start of its staging and number of failed files, which determine them."""
+        self._failed: OrderedDict[tuple[int, float | None, float, int], list[FailedFile]] = (
+            OrderedDict()
+        )
+        """By cart, start of its staging, last change of its status, and number of failed files."""
 
     async def newest(self, viewer: Viewer, uid: str) -> Status:
         """Return the document of the newest cart of ``uid`` that ``viewer`` may see.
@@ -147,7 +147,7 @@ class StatusDocuments:
     async def _first_failed(self, cart: Cart, details: CartDetails) -> list[FailedFile]:
         if not cart.files_failed:
             return []
-        key = cart.id, details.started, cart.files_failed
+        key = cart.id, details.started, cart.updated, cart.files_failed
         if key not in self._failed:
             files = await self._store.statuses.files(
                 cart.id, status=FileStatus.ERROR, limit=FIRST_FAILED
@@ -172,14 +172,14 @@ class StatusDocuments:
             name=UNSET if details.name is None else details.name,
             labels=list(details.labels),
             status=cart.status,
-            outcome=_OUTCOMES.get(cart.status),
+            outcome=cart.outcome,
             phase=phase,
             message=_message(cart, files, phase, waiting),
             problem=UNSET if cart.problem is None else cart.problem,
             created=_time(cart.created),
             started=UNSET if details.started is None else _time(details.started),
             updated=_time(max(cart.updated, pace.at)),
-            finished=_time(cart.updated) if cart.status in _OUTCOMES else UNSET,
+            finished=_time(cart.updated) if cart.outcome is not None else UNSET,
             version=details.version,
             files=files,
             bytes=Bytes(
@@ -329,6 +329,11 @@ def _message(cart: Cart, files: Files, phase: Phase, waiting: Waiting | UnsetTyp
     """Return one sentence: what happens now, or what the cart waits for."""
     if cart.status is CartStatus.ERROR:
         return cart.error or "Staging has failed."
+    if cart.is_partial:
+        return (
+            f"The cart is ready for download, but {files.failed:,} of {_number(files.total)}"
+            f" {'is' if files.failed == 1 else 'are'} missing; a retry stages only those."
+        )
     if cart.status is CartStatus.READY:
         return "The cart is ready for download."
     if cart.status is CartStatus.DELETED:
@@ -430,7 +435,7 @@ def _links(cart: Cart, urls: Urls) -> dict[str, str]:
     names = ["files", "events", "labels"]
     if cart.status is CartStatus.READY:
         names.append("checksums")
-    if cart.status is CartStatus.ERROR:
+    if cart.status is CartStatus.ERROR or cart.is_partial:
         names.append("retry")
     return links | {name: f"{urls.status}/{name}" for name in names}
 

@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.json import Encoder
 
 from cartd.errors import Forbidden
-from cartd.model import Cart, CartFile, CartStatus, FileStatus, Viewer
+from cartd.model import Cart, CartFile, CartStatus, FileStatus, Outcome, Viewer
 from cartd.status.checksums import encode_lines, line_format
 from cartd.status.document import CartList, File, Hash
 from cartd.status.documents import StatusDocuments
@@ -54,6 +54,8 @@ class CartQuery:
     """At most so many."""
     status: CartStatus | None = None
     """Only those with this status."""
+    partial: bool = False
+    """Only partial ones."""
     label: str | None = None
     """Only those with this label."""
     owner: str | None = None
@@ -92,6 +94,7 @@ class CartLists:
         ids = await self._store.statuses.newest(
             owner=query.owner if viewer.sees_all else viewer.owner,
             status=query.status,
+            partial=query.partial,
             label=query.label,
             before=query.before,
             limit=query.limit + 1,
@@ -105,7 +108,8 @@ class CartLists:
         )
 
     def _next(self, query: CartQuery, last: int) -> str:
-        asked = {"status": query.status, "label": query.label, "owner": query.owner}
+        status = Outcome.PARTIAL if query.partial else query.status
+        asked = {"status": status, "label": query.label, "owner": query.owner}
         given = {name: value for name, value in asked.items() if value is not None}
         page = urlencode({**given, "after": last, "limit": query.limit})
         return f"{self._base}-/carts?{page}"

@@ -32,9 +32,12 @@ _found = file.alias("found")
 _found_cart = cart.alias("found_cart")
 _NOT_DELETED = _others_cart.c.deleted_date.is_(None)
 _HAS_TREE = _NOT_DELETED & (
-    ~_others_cart.c.bundle | (_others_cart.c.status != CartStatus.READY.value)
+    ~_others_cart.c.bundle
+    | (_others_cart.c.status != CartStatus.READY.value)
+    | (_others_cart.c.files_failed > 0)
 )
-"""True if the file may exist outside a tar.  A bundle's files do until its tar is complete."""
+"""True if the file may exist outside a tar.  A bundle's files do until its tar is complete, and
+while its cart is partial."""
 _IN_PLACE = _NOT_DELETED & ~_others_cart.c.bundle
 """True if the file stays outside a tar: not for a bundle, even before its tar is complete."""
 _SAME_CONTENT = (

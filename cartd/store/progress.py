@@ -68,14 +68,13 @@ _LAST = select(func.max(file.c.position).label("position")).where(
     file.c.cart_id == bindparam("of_cart")
 )
 _VOLUME_BYTES = select(cart.c.volume_bytes).where(cart.c.id == bindparam("cart_id"))
+# As a literal, so that the partial index on it is used.
+_FAILED = (file.c.cart_id == bindparam("of_cart"), file.c.status == literal_column("'error'"))
+_FAILED_POSITIONS = select(file.c.position).where(*_FAILED)
 _COUNT_FAILED = (
     update(cart)
     .where(cart.c.id == bindparam("of_cart"))
-    .values(
-        files_failed=select(func.count())
-        .where(file.c.cart_id == bindparam("of_cart"), file.c.status == literal_column("'error'"))
-        .scalar_subquery()
-    )
+    .values(files_failed=select(func.count()).where(*_FAILED).scalar_subquery())
 )
 _RECORD_PACE = (
     update(cart)
@@ -106,11 +105,8 @@ _RETRY_FILES = (
     .where(file.c.id.in_(_TO_RETRY))
     .values(status=FileStatus.WAITING.value, error="", problem=None)
 )
-# As a literal, so that the partial index on it is used.
 _RESET_FAILED = (
-    update(file)
-    .where(file.c.cart_id == bindparam("of_cart"), file.c.status == literal_column("'error'"))
-    .values(status=FileStatus.WAITING.value, error="", problem=None)
+    update(file).where(*_FAILED).values(status=FileStatus.WAITING.value, error="", problem=None)
 )
 _NONE_FAILED = update(cart).where(cart.c.id == bindparam("of_cart")).values(files_failed=0)
 _UPDATE_HELD = update(cart).where(
@@ -137,7 +133,7 @@ _RESTAGE = _FINISHED.where(cart.c.id == bindparam("cart_id"), cart.c.evicting.is
     files_failed=0,
 )
 _LOCK_FINISHED = (
-    select(cart.c.id)
+    select(cart.c.status)
     .where(
         cart.c.id == bindparam("cart_id"),
         cart.c.deleted_date.is_(None),
@@ -236,6 +232,15 @@ class Progress:
             await require_lease(transaction, cart_id, holder)
             await transaction.execute(_RESET_FAILED, {"of_cart": cart_id})
             await transaction.execute(_NONE_FAILED, {"of_cart": cart_id})
+
+    async def recount_failed(self, cart_id: int, holder: str) -> list[int]:
+        """Correct the number of failed files after some were linked; return their positions."""
+        async with self._database.transaction() as transaction:
+            await lock_writers(transaction)
+            await require_lease(transaction, cart_id, holder)
+            await transaction.execute(_COUNT_FAILED, {"of_cart": cart_id})
+            rows = await transaction.rows(_FAILED_POSITIONS, {"of_cart": cart_id})
+        return [row.position for row in rows]
 
     async def record_paces(self, holder: str, paces: Mapping[int, str | None]) -> None:
         """Record the pace of carts that ``holder`` stages, as JSON by their ids.
@@ -358,24 +363,33 @@ class Progress:
         volume_bytes: int,
         now: float,
         tar: TarFacts | None = None,
+        partial: bool = False,
     ) -> None:
         """Set the cart to ready, with ``volume_bytes`` on the volume; the lease ends.
 
         ``tar`` is None if the tar is on the volume: it was recorded before it was written.
+        ``partial``: the files that have failed stay so, and do not count in ``bytes_total``.
         """
-        values = (
-            _end(CartStatus.READY, "", now)
-            | {"files_failed": 0}
-            | (_tar(tar) if tar is not None else {})
-        )
+        values = _end(CartStatus.READY, "", now) | {"volume_bytes": volume_bytes}
+        values |= {"bytes_total": cart.c.bytes_staged} if partial else {"files_failed": 0}
+        if tar is not None:
+            values |= _tar(tar)
         async with self._database.transaction() as transaction:
             await require_lease(transaction, cart_id, holder)
-            await _change(transaction, cart_id, {**values, "volume_bytes": volume_bytes})
+            await _change(transaction, cart_id, values)
 
-    async def record_tar(self, cart_id: int, tar: TarFacts) -> None:
-        """Record the tar of a ready cart; an identical tar keeps its date."""
+    async def record_tar(self, cart_id: int, tar: TarFacts, *, seen: float | None = None) -> None:
+        """Record the tar of a ready cart; an identical tar keeps its date.
+
+        Ignored if the cart has changed since the Unix time ``seen``, its ``updated``.
+        """
+        statement = update(cart).where(cart.c.id == cart_id)
+        if seen is not None:
+            statement = statement.where(
+                cart.c.status == CartStatus.READY.value, cart.c.updated_date == date_of(seen)
+            )
         async with self._database.transaction() as transaction:
-            await _change(transaction, cart_id, _tar(tar))
+            await transaction.execute(statement.values(**_tar(tar)))
 
     async def record_bag(self, cart_id: int, bag: str) -> None:
         """Record the facts of the bag of a ready cart, as ``BagFacts`` dumps them."""
@@ -388,7 +402,9 @@ class Progress:
         A cart that is being evicted is not restaged: some of its files are removed already.
 
         The files at the positions ``lost``, and all unstaged files, are set to waiting.  If there
-        are many, all but the last batch are invalidated in transactions of their own before.
+        are many, all but the last batch are invalidated in transactions of their own before.  The
+        failed files of a ready cart, a partial one, are reset in the last transaction: while it is
+        ready, they are known.
         """
         invalid = list(lost or ())
         first = max(0, (len(invalid) - 1) // BATCH * BATCH)
@@ -405,6 +421,7 @@ class Progress:
             values = {"cart_id": cart_id, "date": date_of(now)}
             if not await transaction.execute(_RESTAGE, values):
                 return False
+            await transaction.execute(_RESET_FAILED, {"of_cart": cart_id})
             if invalid:
                 await invalidate(transaction, cart_id, invalid[first:])
         return True
@@ -417,11 +434,17 @@ class Progress:
             return bool(await transaction.execute(_RECORD_UNRECOVERABLE, values))
 
     async def _retry_files(self, cart_id: int) -> bool:
-        """Set unstaged files to waiting, in batches; False if the cart is not finished."""
+        """Set unstaged files to waiting, in batches; False if the cart is not finished.
+
+        Not those of a ready cart.
+        """
         while True:
             async with self._database.transaction() as transaction:
-                if not await transaction.rows(_LOCK_FINISHED, {"cart_id": cart_id}):
+                rows = await transaction.rows(_LOCK_FINISHED, {"cart_id": cart_id})
+                if not rows:
                     return False
+                if rows[0].status == CartStatus.READY.value:
+                    return True
                 retried = {"in_cart": cart_id, "count": BATCH}
                 if await transaction.execute(_RETRY_FILES, retried) < BATCH:
                     return True
@@ -455,6 +478,7 @@ class Progress:
             measured = _FINISHED.where(cart.c.id == cart_id).values(**values)
             if await transaction.execute(measured):
                 await _record_states(transaction, cart_id, sizes)
+                await transaction.execute(_COUNT_FAILED, {"of_cart": cart_id})
 
 
 def _end(

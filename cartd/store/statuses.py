@@ -93,15 +93,19 @@ _REMAINING = select(
 _TEXTS = Decoder(tuple[str, ...])
 _NEWEST = 2**63 - 1
 """Greater than any id."""
+# As a literal, so that the partial index on it is used.
+_HAS_FAILED = cart.c.files_failed > literal_column("0")
 
 
-def _listed(statuses: Collection[CartStatus], *, owned: bool, labelled: bool) -> Select[Any]:
+def _listed(
+    statuses: Collection[CartStatus], *, owned: bool, labelled: bool, partial: bool = False
+) -> Select[Any]:
     """Return a query for the ids of undeleted carts, newest first.
 
     The newest of each status are read in the order of an index, however many carts there are.
     """
     if labelled:
-        return _with_label(statuses, owned=owned)
+        return _with_label(statuses, owned=owned, partial=partial)
     parts = []
     for status in statuses:
         # As a literal: the plan must not depend on a parameter.
@@ -112,13 +116,15 @@ def _listed(statuses: Collection[CartStatus], *, owned: bool, labelled: bool) ->
         )
         if owned:
             part = part.where(cart.c.owner == bindparam("owner"))
+        if partial:
+            part = part.where(_HAS_FAILED)
         newest = part.order_by(cart.c.id.desc()).limit(bindparam("count")).subquery()
         parts.append(select(newest.c.id))
     every = union_all(*parts).subquery()
     return select(every.c.id).order_by(every.c.id.desc()).limit(bindparam("count"))
 
 
-def _with_label(statuses: Collection[CartStatus], *, owned: bool) -> Select[Any]:
+def _with_label(statuses: Collection[CartStatus], *, owned: bool, partial: bool) -> Select[Any]:
     """As :func:`_listed`, for the carts with a label: its rows are read in their order."""
     query = (
         select(cart_label.c.cart_id.label("id"))
@@ -131,6 +137,8 @@ def _with_label(statuses: Collection[CartStatus], *, owned: bool) -> Select[Any]
         .order_by(cart_label.c.cart_id.desc())
         .limit(bindparam("count"))
     )
+    if partial:
+        query = query.where(_HAS_FAILED)
     return query.where(cart_label.c.owner == bindparam("owner")) if owned else query
 
 
@@ -140,6 +148,11 @@ _LIVING: tuple[CartStatus, ...] = tuple(
 _LISTS: dict[tuple[tuple[CartStatus, ...], bool, bool], Select[Any]] = {
     (statuses, owned, labelled): _listed(statuses, owned=owned, labelled=labelled)
     for statuses in (_LIVING, *((status,) for status in _LIVING))
+    for owned in (False, True)
+    for labelled in (False, True)
+}
+_PARTIAL: dict[tuple[bool, bool], Select[Any]] = {
+    (owned, labelled): _listed([CartStatus.READY], owned=owned, labelled=labelled, partial=True)
     for owned in (False, True)
     for labelled in (False, True)
 }
@@ -199,6 +212,7 @@ class Statuses:
         *,
         owner: str | None = None,
         status: CartStatus | None = None,
+        partial: bool = False,
         label: str | None = None,
         before: int | None = None,
         limit: int,
@@ -206,7 +220,7 @@ class Statuses:
         """Return the ids of at most ``limit`` undeleted carts, newest first.
 
         Only those of ``owner``, with this status and label, whose ids are below ``before``, as far
-        as these are given.
+        as these are given; with ``partial`` only partial carts.
         """
         wanted: tuple[CartStatus, ...] = _LIVING if status is None else (status,)
         values: dict[str, Any] = {"before": _NEWEST if before is None else before, "count": limit}
@@ -214,7 +228,8 @@ class Statuses:
             values["owner"] = owner
         if label is not None:
             values["label"] = label
-        query = _LISTS[wanted, owner is not None, label is not None]
+        parts = owner is not None, label is not None
+        query = _PARTIAL[parts] if partial else _LISTS[wanted, *parts]
         return [row.id for row in await self._database.rows(query, values)]
 
     async def remaining(self) -> list[Remaining]:

@@ -237,6 +237,15 @@ Index(
     sqlite_where=_NOT_DELETED,
     postgresql_where=_NOT_DELETED,
 )
+# A list of the partial carts, few among the ready ones, reads no others.
+_PARTIAL = text("deleted_date IS NULL AND status = 'ready' AND files_failed > 0")
+Index(
+    "cart_partial",
+    cart.c.status,
+    cart.c.id,
+    sqlite_where=_PARTIAL,
+    postgresql_where=_PARTIAL,
+)
 # Without authentication these two stay empty.  With the first, a look-up of a user's cart reads no
 # others; with the second, a post finds the unfinished carts of its user.
 _OWNED = text("deleted_date IS NULL AND owner IS NOT NULL")

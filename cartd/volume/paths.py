@@ -91,5 +91,5 @@ class VolumePaths:
 
     def link_target(self, cart: Cart) -> str:
         """Return the target of the cart's link: its bundle if it has one, else its tree."""
-        name = self.tar(cart).name if cart.bundle else self.tree(cart).name
+        name = self.tar(cart).name if cart.has_tar else self.tree(cart).name
         return f"../{cart.id}/{name}"

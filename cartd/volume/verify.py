@@ -136,7 +136,7 @@ class FileVerifier:
         A hash or size that is not known is not compared.  ``throttle`` is awaited after each step,
         with the bytes read since the last call.
         """
-        scan = _tar_verdicts if cart.bundle else _tree_verdicts
+        scan = _tar_verdicts if cart.has_tar else _tree_verdicts
         verdicts = await self._run_scan(scan(self._paths, cart, files), throttle)
         return [verdict.fault for verdict in verdicts]
 

@@ -89,7 +89,7 @@ def test_carts_in_error_are_listed(site: CartSite, status: str) -> None:
     [
         (
             "status=deleted",
-            "status: must be one of bundling, error, failed, ready, staging, waiting",
+            "status: must be one of bundling, error, failed, partial, ready, staging, waiting",
         ),
         (f"limit={MAX_CARTS + 1}", f"limit: must be from 1 to {MAX_CARTS}"),
         ("after=0", f"after: must be from 1 to {2**63 - 1}"),

@@ -78,6 +78,7 @@ def test_a_plan_tells_where_files_are_and_enters_nothing(site: CartSite) -> None
             "unknown": 0,
         },
         "bytes": {"on_volume": 13, "on_disk": 7, "on_tape": 0},
+        "outcome": "failed",
         "limits": [],
     }
     assert (len(site.rows("cart")), len(site.rows("file"))) == (carts, files)
@@ -88,6 +89,27 @@ def test_a_plan_of_known_files_tells_the_size_and_the_space(site: CartSite) -> N
     assert (found["bytes"]["total"], found["space"], found["complete"]) == (8, "now", True)
     assert found["message"] == "All files were found"
     assert plan(site.cartd, manifest([])).json["space"] == "now"
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "outcome", "message"),
+    [
+        (0, "failed", "1 of 2 files cannot be staged now"),
+        (1, "partial", "1 of 2 files cannot be staged now; the cart would be partial"),
+        ("50%", "partial", "1 of 2 files cannot be staged now; the cart would be partial"),
+    ],
+)
+def test_a_plan_tells_whether_the_cart_would_be_partial(
+    site: CartSite, max_failed: int | str, outcome: str, message: str
+) -> None:
+    site.archive.put("on-disk", b"on disk")
+    entries = [entry("on-disk", "b", b"on disk"), entry("nowhere", "c", b"")]
+    found = plan(
+        site.cartd, manifest(entries, on_error="partial", max_failed=max_failed, bundle=True)
+    ).json
+    assert (found["outcome"], found["message"]) == (outcome, message)
+    assert found["bytes"].get("total") == (7 if outcome == "partial" else None)
+    assert found.get("space") == ("now" if outcome == "partial" else None)
 
 
 def test_an_invalid_manifest_has_no_plan(site: CartSite) -> None:

@@ -102,7 +102,8 @@ def test_a_cart_that_is_not_in_error_is_not_retried(site: CartSite) -> None:
     answer = retry(site.cartd, "fine")
     assert (answer.status, answer.json["detail"]) == (
         409,
-        "The cart is ready: only a cart in error can be staged again",
+        "The cart is ready and has all its files: only a cart in error or a partial one can be"
+        " staged again",
     )
     assert retry(site.cartd, "nobody").status == 404
     broken(site, "deleted")

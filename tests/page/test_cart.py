@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
 from cartd.http.headers import check_filename
-from cartd.model import CartStatus
+from cartd.model import CartStatus, Outcome
 from cartd.page.cart import NO_HASHES, Hashes, cart_page, done, download_name, segments
 from cartd.page.layout import Visitor, render
 from cartd.status.document import (
@@ -25,7 +25,6 @@ from cartd.status.document import (
     Eta,
     FailedFile,
     Files,
-    Outcome,
     Phase,
     Queue,
     Rate,

@@ -12,8 +12,8 @@ from msgspec.json import encode
 from twisted.internet.task import Clock
 
 from cartd.errors import CartNotFound
-from cartd.model import UNRESTRICTED, Cart, CartStatus, FileFailure, Viewer
-from cartd.status.document import Basis, Cause, Eta, Outcome, Phase, Queue, Rate, Status
+from cartd.model import UNRESTRICTED, Cart, CartStatus, FileFailure, Outcome, Viewer
+from cartd.status.document import Basis, Cause, Eta, Phase, Queue, Rate, Status
 from cartd.status.documents import DocumentRules, StatusDocuments
 from cartd.status.pace import Pace, dumped
 from cartd.store import Store

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Select, create_engine, event, text
 from sqlalchemy.pool import NullPool
 
 from cartd.model import CartStatus, Viewer
@@ -120,20 +120,21 @@ async def test_name_and_labels_of_a_manifest_are_stored(store: Store) -> None:
         assert await store.statuses.newest(limit=9, label=label) == [cart.id]
 
 
-def plans(url: str, values: dict[str, Any], key: Any) -> list[str]:
-    """Return the plan of a list, with 100,000 carts; the oldest are those of eve."""
+def plans(url: str, values: dict[str, Any], query: Select[Any]) -> list[str]:
+    """Return the plan of a list, with 100,000 carts; the oldest are those of eve, and partial."""
     engine = create_engine(url, poolclass=NullPool)
     executed: list[Any] = []
     with engine.begin() as connection:
         now = NOW[engine.dialect.name]
         connection.exec_driver_sql(
             "INSERT INTO cart (id, cart_uid, status, creation_date, updated_date, used_date, error,"
-            " bundle, owner, deleted_date)"
+            " bundle, owner, files_failed, deleted_date)"
             " WITH RECURSIVE n(n) AS"
             f" (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {CARTS})"
             " SELECT n, 'u' || n, CASE mod(n, 3) WHEN 0 THEN 'ready' WHEN 1 THEN 'error'"
             f" ELSE 'staging' END, {now}, {now}, {now}, '', false,"
             " CASE WHEN n <= 100 THEN 'eve' WHEN mod(n, 2) = 0 THEN 'ada' ELSE 'bob' END,"
+            " CASE WHEN n <= 100 THEN 1 ELSE 0 END,"
             f" CASE mod(n, 10) WHEN 0 THEN {now} END FROM n"
         )
         if "label" in values:
@@ -143,7 +144,7 @@ def plans(url: str, values: dict[str, Any], key: Any) -> list[str]:
             )
         connection.execute(text("ANALYZE"))
         event.listen(engine, "before_cursor_execute", lambda *given: executed.extend(given[2:4]))
-        rows = connection.execute(statuses._LISTS[key], values).all()
+        rows = connection.execute(query, values).all()
         assert len(rows) == values["count"]
         statement, given = executed[:2]
         explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
@@ -165,7 +166,7 @@ def test_lists_of_a_hundred_thousand_carts_read_an_index(
     wanted = statuses._LIVING if status is None else (status,)
     values = {"before": 2**63 - 1, "count": 20, **({"owner": owner} if owner else {})}
 
-    lines = plans(database, values, (wanted, owner is not None, False))
+    lines = plans(database, values, statuses._LISTS[wanted, owner is not None, False])
 
     read = [line for line in lines if re.search(r"(SEARCH|SCAN| on) cart\b", line)]
     assert len(read) == len(wanted), lines
@@ -180,13 +181,20 @@ def test_lists_of_a_hundred_thousand_carts_read_an_index(
     assert not any(re.search(r"Seq Scan|\bSort  ", line) for line in lines), lines
 
 
+def test_lists_of_partial_carts_read_no_others(database: str) -> None:
+    values = {"before": 2**63 - 1, "count": 20}
+    lines = plans(database, values, statuses._PARTIAL[False, False])
+    [read] = [line for line in lines if re.search(r"(SEARCH|SCAN| on) cart\b", line)]
+    assert "cart_partial" in read, lines
+
+
 @pytest.mark.parametrize("owner", [None, "eve"])
 def test_lists_with_a_label_read_the_rows_of_that_label(database: str, owner: str | None) -> None:
     values = {"before": 2**63 - 1, "count": 20, "label": "rare"}
     if owner:
         values["owner"] = owner
 
-    lines = plans(database, values, (statuses._LIVING, owner is not None, True))
+    lines = plans(database, values, statuses._LISTS[statuses._LIVING, owner is not None, True])
 
     [read] = [line for line in lines if re.search(r"(SEARCH|SCAN| on) cart_label\b", line)]
     assert "SCAN" not in read and "Seq" not in read, lines

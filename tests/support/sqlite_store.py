@@ -69,6 +69,7 @@ class SqliteStore(Store):
         bundle: bool = False,
         owner: str | None = None,
         now: float = 0.0,
+        max_failed: int | None = None,
     ) -> Cart:
         """Post a new cart whose files are named by their ids."""
         listed = [
@@ -77,7 +78,7 @@ class SqliteStore(Store):
         ]
         fingerprint = f"{next(self._fingerprints):064}"  # unique: the same files are a new cart
         viewer = UNRESTRICTED if owner is None else Viewer(owner, sees_all=False)
-        manifest = Manifest(listed, bundle, fingerprint)
+        manifest = Manifest(listed, bundle, fingerprint, max_failed=max_failed)
         posting = self.carts.post(uid, manifest, bundle=bundle, now=now, viewer=viewer)
         cart, new = result_of(posting)
         assert new

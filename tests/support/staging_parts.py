@@ -22,6 +22,7 @@ from cartd.archive.retry import RetryPolicy
 from cartd.deferreds.fair_semaphore import FairSemaphore
 from cartd.deferreds.rate_limit import FairRateLimiter
 from cartd.deferreds.threads import ThreadRunner
+from cartd.errors import Problem
 from cartd.integrity.recovery import Recovery
 from cartd.model import Cart
 from cartd.sending.tar_index_cache import TarIndexCache
@@ -186,11 +187,14 @@ class Bench:
         *,
         bundle: bool = False,
         owner: str | None = None,
+        max_failed: int | None = None,
     ) -> Cart:
         """Return a posted cart of all files of the archive, or of some."""
         wanted = list(names) or list(self.archive.files)
         files = {name: self.archive.files[name] for name in wanted}
-        return self.store.post(uid, files, bundle=bundle, owner=owner, now=self.now())
+        return self.store.post(
+            uid, files, bundle=bundle, owner=owner, now=self.now(), max_failed=max_failed
+        )
 
     def times_until(self, what: Any, *, seconds: float) -> list[float]:
         """Advance the clock in small steps; return the times when ``what()`` changed."""
@@ -201,6 +205,10 @@ class Bench:
                 changes.append(self.clock.seconds() - begun)
                 before = what()
         return changes
+
+
+def missing(message: str = "404") -> ArchiveError:
+    return ArchiveError(message, retryable=False, problem=Problem.FILE_NOT_IN_ARCHIVE)
 
 
 def passing(message: str = "not now", *, retry_after: float | None = None) -> ArchiveError:

@@ -294,6 +294,8 @@ def _add_constraints() -> None:
         batch.alter_column("position", existing_type=sa.Integer(), nullable=False)
     op.create_index("cart_uid_id", "cart", ["cart_uid", "id"])
     _create_partial_index("cart_living", "cart", ["status", "id"], "deleted_date IS NULL")
+    partial = "deleted_date IS NULL AND status = 'ready' AND files_failed > 0"
+    _create_partial_index("cart_partial", "cart", ["status", "id"], partial)
     owned = "deleted_date IS NULL AND owner IS NOT NULL"
     _create_partial_index("cart_owner_uid_id", "cart", ["owner", "cart_uid", "id"], owned)
     _create_partial_index("cart_owner_status", "cart", ["owner", "status", "id"], owned)
