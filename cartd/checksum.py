@@ -103,6 +103,18 @@ def canonical_name(hash_type: str) -> str:
     return name.lower()
 
 
+@lru_cache(maxsize=64)
+def hash_name(hash_type: str) -> str:
+    """As :func:`canonical_name`; a recorded name that this Python does not know, in lower case.
+
+    Databases outlive the algorithms of a system: OpenSSL 3 dropped some.
+    """
+    try:
+        return canonical_name(hash_type)
+    except ValueError:
+        return hash_type.lower()
+
+
 def _new(hash_type: str) -> Any:
     # Not used for security, only to detect damage: so MD5 is allowed in FIPS mode, too.
     return hashlib.new(hash_type, usedforsecurity=False)

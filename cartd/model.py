@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from cartd.checksum import canonical_name
+from cartd.checksum import hash_name
 from cartd.errors import InvalidUid, Problem, QuotaExceeded, escape
 
 
@@ -371,7 +371,7 @@ class CartFile:
 
 def _second_hash_type(hash_type: str, also: str | None) -> str | None:
     """Return ``also``; None if it is another name of ``hash_type``."""
-    if also is None or canonical_name(also) == canonical_name(hash_type):
+    if also is None or hash_name(also) == hash_name(hash_type):
         return None
     return also
 
@@ -391,7 +391,7 @@ class HashTypes:
         """The canonical names of the known ones."""
         first = (self.hash_type,) if self.is_known else ()
         second = (self.also_hash_type,) if self.also_hash_type is not None else ()
-        return frozenset(map(canonical_name, (*first, *second)))
+        return frozenset(map(hash_name, (*first, *second)))
 
     def has(self, name: str | None) -> bool:
         """Whether the files have the hash of this canonical name; the manifest's if it is None."""

@@ -20,7 +20,7 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from cartd.carts.submit import Submissions
-from cartd.checksum import canonical_name
+from cartd.checksum import hash_name
 from cartd.errors import (
     INTERNAL_ERROR,
     CartdError,
@@ -224,7 +224,7 @@ class Pages:
         if key not in self._hashes:
             found = await self._store.statuses.hash_types(cart_id)
             known = all(one.is_known for one in found)
-            listed = {canonical_name(one.hash_type) for one in found} if known else ()
+            listed = {hash_name(one.hash_type) for one in found} if known else ()
             self._hashes[key] = Hashes(frozenset(listed), _has_common_hash(found))
             if len(self._hashes) > HASHES_CACHE_SIZE:
                 self._hashes.popitem(last=False)

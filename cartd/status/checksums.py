@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from cartd.checksum import canonical_name
+from cartd.checksum import hash_name
 from cartd.errors import NoCommonHash
 from cartd.model import CartFile, HashTypes
 
@@ -43,7 +43,7 @@ def line_format(types: Sequence[HashTypes], wanted: str | None) -> Line:
     :raises NoCommonHash: a file lacks the hash.
     """
     if wanted is None:
-        own = {canonical_name(one.hash_type) for one in types}
+        own = {hash_name(one.hash_type) for one in types}
         _check(types, None)
         return _own_plain_line if len(own) <= 1 else _own_tagged_line
     _check(types, wanted)
@@ -83,14 +83,14 @@ def _mark(escaped: str) -> str:
 
 
 def _tag(hash_type: str) -> str:
-    name = canonical_name(hash_type)
+    name = hash_name(hash_type)
     return _TAGS.get(name) or name.upper().replace("_", "-")
 
 
 def _hash_sum(file: CartFile, wanted: str) -> str:
-    if canonical_name(file.hash_type) == wanted and file.hash_sum:
+    if hash_name(file.hash_type) == wanted and file.hash_sum:
         return file.hash_sum
-    if file.also_hash_type is not None and canonical_name(file.also_hash_type) == wanted:
+    if file.also_hash_type is not None and hash_name(file.also_hash_type) == wanted:
         return file.also_hash_sum or ""
     raise NoCommonHash(f"{file.path!r} has no {wanted}")
 

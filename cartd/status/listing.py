@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 from msgspec import UNSET, UnsetType
 from msgspec.json import Encoder
 
+from cartd.checksum import hash_name
 from cartd.errors import Forbidden
 from cartd.model import Cart, CartFile, CartStatus, FileStatus, Outcome, Viewer
 from cartd.status.checksums import encode_lines, line_format
@@ -197,7 +198,7 @@ def file_document(file: CartFile) -> File:
         path=file.path,
         size=UNSET if file.size is None else file.size,
         mtime=_time(file.mtime),
-        hashtype=file.hash_type,
+        hashtype=hash_name(file.hash_type),
         hashsum=file.hash_sum or UNSET,
         also=_also(file),
         status=file.status,
@@ -209,7 +210,7 @@ def file_document(file: CartFile) -> File:
 def _also(file: CartFile) -> Hash | UnsetType:
     if file.also_hash_type is None or file.also_hash_sum is None:
         return UNSET
-    return Hash(hashtype=file.also_hash_type, hashsum=file.also_hash_sum)
+    return Hash(hashtype=hash_name(file.also_hash_type), hashsum=file.also_hash_sum)
 
 
 def _time(seconds: int | None) -> datetime | UnsetType:

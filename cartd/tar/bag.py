@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from msgspec import DecodeError, Struct, json
 
-from cartd.checksum import canonical_name, digest_size
+from cartd.checksum import digest_size, hash_name
 from cartd.errors import NoCommonHash
 from cartd.model import Cart, CartFormat, HashTypes
 from cartd.tar.index import Lengths, TarIndex
@@ -142,7 +142,7 @@ def common_algorithm(kinds: Iterable[HashTypes]) -> str:
 def spellings(kinds: Iterable[HashTypes], algorithm: str) -> set[str]:
     """Return the names by which the files have the algorithm, as hashlib accepts several."""
     names = {name for kind in kinds for name in (kind.hash_type, kind.also_hash_type) if name}
-    return {name for name in names if canonical_name(name) == algorithm}
+    return {name for name in names if hash_name(name) == algorithm}
 
 
 class PayloadManifest:

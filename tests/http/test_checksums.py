@@ -115,6 +115,8 @@ def test_mixed_hashes_have_tags(site: CartSite, tmp_path: Path) -> None:
 
     assert answer.status == 200 and answer.body.startswith(b"MD5 (plain) = c4ca42")
     verify(unpacked(site, "mixed", tmp_path), "cksum", answer.body)
+    listed = site.cartd.get("/-/carts/mixed/files").json["files"]
+    assert [file["hashtype"] for file in listed] == [kinds[n % 4] for n in range(len(ODD))]
     refused = site.cartd.get("/-/carts/mixed/checksums?type=sha256")
     assert refused.status == 409
     assert refused.json["type"].endswith("/-/problems/no-common-hash")

@@ -151,7 +151,7 @@ def test_cksum_reads_tagged_lines_of_all_its_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("hash_type", "tag"),
     [("SHA2-256", "SHA256"), ("sha3_256", "SHA3-256"), ("blake2s", "BLAKE2S"),
-     ("sha512_256", "SHA512-256"), ("RIPEMD160", "RIPEMD160")],
+     ("sha512_256", "SHA512-256"), ("RIPEMD160", "RIPEMD160"), ("md2", "MD2")],
 )  # fmt: skip
 def test_a_hash_has_one_tag(hash_type: str, tag: str) -> None:
     assert tagged_line("a", hash_type, "00") == f"{tag} (a) = 00\n"

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from cartd.checksum import Checksum, Mismatch, digest_size
+from cartd.checksum import Checksum, Mismatch, canonical_name, digest_size, hash_name
 
 DATA = b"what the archive sent" * 50
 SHA1 = hashlib.sha1(DATA).hexdigest()
@@ -42,6 +42,16 @@ def test_a_second_hash_is_of_the_same_bytes() -> None:
     assert Checksum("sha1", "", 0).also_sum() is None
     with pytest.raises(ValueError, match="sha257"):
         Checksum("sha1", "", 0, "sha257")
+
+
+def test_a_hash_has_one_name() -> None:
+    names = {name: hash_name(name) for name in ("SHA-256", "sha3-256", "sha512_256", "MD5", "MD2")}
+    # This Python has no MD2, but a database of another system may.
+    assert list(names.values()) == ["sha256", "sha3_256", "sha512_256", "md5", "md2"]
+    assert canonical_name("SHA2-512") == "sha512"
+    for unusable in ("MD2", "", "shake_128"):
+        with pytest.raises(ValueError):
+            canonical_name(unusable)
 
 
 def test_a_file_of_no_bytes_is_complete_without_an_update() -> None:
