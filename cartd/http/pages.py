@@ -35,7 +35,7 @@ from cartd.http.headers import NO_STORE, PUBLIC, prefers_html
 from cartd.http.monitoring import ADMINS_ONLY, may_administer
 from cartd.http.request import LimitedRequest, header_field, log_internal_error, prepare_error
 from cartd.http.routes import response, set_header, static_response, viewer_of
-from cartd.model import CartStatus, FileStatus, HashTypes
+from cartd.model import CartStatus, FileStatus, HashTypes, Outcome
 from cartd.page.admin import ADMIN, admin_page
 from cartd.page.assets import ASSETS, STATIC
 from cartd.page.cart import NO_HASHES, Hashes, cart_page, cart_url
@@ -167,6 +167,7 @@ class Pages:
         query = CartQuery(
             limit=LISTED,
             status=choice(request, "status", CART_STATUSES) if given["status"] else None,
+            partial=given["status"] == Outcome.PARTIAL,
             label=given["label"] or None,
             owner=given["owner"] or None,
             before=integer(request, "after", 1, MAX_ID),

@@ -383,7 +383,9 @@ def _failures(status: Status, visitor: Visitor, failed: Sequence[FailedFile], mo
     if partial:
         article(
             tags.p(
-                "The tar has all others, and beside them a list of what is missing, ",
+                "The tar has all others, and beside them a list of what is missing, "
+                if status.files.staged
+                else "The tar has a list of them only, ",
                 tags.code(f"{_folder(download_name(status))}.missing.json"),
                 ".",
             )

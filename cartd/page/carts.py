@@ -9,7 +9,7 @@ from datetime import datetime
 from msgspec import UNSET
 from twisted.web.template import Tag, tags
 
-from cartd.model import CartStatus, Outcome
+from cartd.model import Outcome
 from cartd.page.cart import bar, cart_url, command, done, name_of, state
 from cartd.page.layout import Page, Visitor, base_of, find_form, form
 from cartd.page.units import age, percent, size, utc
@@ -17,6 +17,8 @@ from cartd.status.document import Status
 
 CARTS = "/-/carts"
 REFRESH_SECONDS = "10"
+STATUSES = ("waiting", "staging", "bundling", "ready", "partial", "error")
+"""What the list can be filtered by."""
 
 
 def start_page(visitor: Visitor, carts: Sequence[Status], now: datetime) -> Page:
@@ -85,10 +87,9 @@ def carts_page(
     there is more.
     """
     status, label, owner = (filters.get(name, "") for name in ("status", "label", "owner"))
-    options = [("", "all"), *((one.value, one.value) for one in CartStatus if one != "deleted")]
     select = tags.select(name="status", id="status")
-    for value, text in options:
-        option = tags.option(text, value=value)
+    for value in ("", *STATUSES):
+        option = tags.option(value or "all", value=value)
         select(option(selected="selected") if value == status else option)
     form_of_filters = tags.form(
         tags.label("Status", select, for_="status"),

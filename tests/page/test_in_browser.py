@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,31 @@ def test_a_failed_file_is_shown_and_retried(page: Browser, database: str, tmp_pa
         page.one("form button:not(.danger)").click()
         page.wait_for("the cart is ready", lambda: page.all("a.download"))
         assert_all_is_well(page, site)
+
+
+def test_a_partial_cart_is_offered_and_completed(page: Browser, site: CartSite) -> None:
+    data = b"came later"
+    body = json.loads(site.manifest({"a/here.txt": b"x"}, on_error="partial"))
+    body["fileids"].append(entry("lost", "a/lost.txt", data))
+    site.cartd.post("partial", json.dumps(body).encode())
+    page.open(f"{site.cartd.url}/-/carts/partial")
+    page.driver.execute_script("window.notReloaded = true")
+    page.wait_for("the cart is ready", lambda: page.all("a.download"))
+    assert page.driver.execute_script("return window.notReloaded")
+    assert page.driver.title.startswith("Partial \u00b7 partial")
+    assert page.text(".state") == "partial" and page.text("[data-field=percent]") == "50 %"
+    assert "1 of 2 files is missing" in page.text() and "a/lost.txt" in page.text("table")
+    assert page.all("a.bag")
+    page.review("partial")
+    page.open(f"{site.cartd.url}/-/carts?status=partial")
+    assert "1 missing" in page.text("table") and len(page.all("tbody tr")) == 1
+
+    site.archive.put("lost", data)
+    page.open(f"{site.cartd.url}/-/carts/partial")
+    page.one("form button:not(.danger)").click()
+    page.wait_for("the cart is whole", lambda: page.text(".state") == "ready")
+    assert page.all("a.download") and "missing" not in page.text()
+    assert_all_is_well(page, site)
 
 
 def test_a_cart_is_found_and_deleted_with_the_keyboard_only(page: Browser, site: CartSite) -> None:
