@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.bench import Bench
 from bench.comparisons import (
     attacks,
+    client,
     curves,
     downloads,
     events,
@@ -33,6 +34,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "idle": Comparison("start time, and an idle service", idle.idle),
     "download-big": Comparison("a cart of 4 big files, against nginx", downloads.big),
     "download-small": Comparison("a cart of 10,000 small files, against tar", downloads.small),
+    "client": Comparison("cart get -x, against curl, tar and sha1sum", client.client),
     "first-byte": Comparison("time to the first byte of large carts", first_byte.first_byte),
     "head": Comparison("the status of a cart, against Pacifica Cartd", heads.heads),
     "slow-clients": Comparison("200 slow downloads, every byte checked", slow_clients.slow_clients),

@@ -53,6 +53,7 @@ class Item:
         "index",
         "is_again",
         "is_named",
+        "is_noted",
         "member",
         "outcome",
         "parts",
@@ -72,6 +73,8 @@ class Item:
         self.index = 0
         self.is_again = False
         """Whether it is received again, as it was wrong."""
+        self.is_noted = False
+        """Whether the outcome is in the journal."""
         self.is_named = False
         """Whether the file has its name already."""
         self.outcome: str | None = None

@@ -7,7 +7,6 @@ in another order is an index built, in memory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -73,7 +72,7 @@ class ExpectedFiles:
 
     def add(self, wanted: Wanted) -> None:
         """Append a file; all are appended before the first look-up."""
-        line = json.dumps(wanted).encode() + b"\n"
+        line = _line(wanted)
         self._file.write(line)
         self._end += len(line)
         self.count += 1
@@ -117,7 +116,7 @@ class ExpectedFiles:
         if at < 0:
             return None
         self._file.seek(at)
-        wanted = Wanted(*json.loads(self._file.readline()))
+        wanted = _parsed(self._file.readline())
         if wanted.path != path:
             return None
         self.seen += 1
@@ -131,7 +130,7 @@ class ExpectedFiles:
             return
         for at in sorted(self._index.values()):
             self._file.seek(at)
-            yield Wanted(*json.loads(self._file.readline()))
+            yield _parsed(self._file.readline())
 
     def __iter__(self) -> Iterator[Wanted]:
         """Yield all files; look-ups begin anew afterwards."""
@@ -150,7 +149,7 @@ class ExpectedFiles:
             at = self._cursor
             line = self._file.readline()
             self._cursor += len(line)
-            wanted = Wanted(*json.loads(line))
+            wanted = _parsed(line)
             if wanted.path not in self.absent:
                 return at, wanted
         return None
@@ -158,6 +157,25 @@ class ExpectedFiles:
     def _rest(self) -> Iterator[tuple[int, Wanted]]:
         while (found := self._next()) is not None:
             yield found
+
+
+def _line(wanted: Wanted) -> bytes:
+    """Return a file as a line: ``ALGORITHM SUM SIZE PATH``, without spaces in the first three."""
+    path, size, algorithm, hash_sum = wanted
+    if "\n" in path or "%" in path:
+        path = path.replace("%", "%25").replace("\n", "%0A")
+    size_text = "-" if size is None else str(size)
+    text = f"{algorithm or '-'} {hash_sum or '-'} {size_text} {path}\n"
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _parsed(line: bytes) -> Wanted:
+    algorithm, hash_sum, size, path = line[:-1].decode("utf-8", "surrogatepass").split(" ", 3)
+    if "%" in path:
+        path = path.replace("%0A", "\n").replace("%25", "%")
+    if algorithm == "-":
+        return Wanted(path, None if size == "-" else int(size), None, None)
+    return Wanted(path, None if size == "-" else int(size), algorithm, hash_sum)
 
 
 def _wanted(entry: FileEntry) -> Wanted:

@@ -16,6 +16,8 @@ from hashlib import blake2b
 MAX_NAME_BYTES = 255
 MAX_DEPTH = 500
 MAX_PATH_BYTES = 1 << 15
+MAX_KNOWN = 10_000
+"""Directories whose names are remembered while names are compared."""
 
 
 class UnsafeName(ValueError):
@@ -104,16 +106,18 @@ class Collisions:
         self._files = array("Q")
         self._directories: dict[int, int] = {}
         self._wrong: set[int] = set()
-        self._last = ""
+        self._known: set[str] = set()
 
     def add(self, parts: tuple[str, ...]) -> None:
         """Note the path of a file; its directories count, too."""
         folded = self._rules.fold("/".join(parts))
         self._files.append(_digest(folded))
         directory = "/".join(parts[:-1])
-        if directory == self._last:
+        if directory in self._known:
             return
-        self._last = directory
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known.add(directory)
         for depth in range(1, len(parts)):
             exact = "/".join(parts[:depth])
             key = _digest(self._rules.fold(exact))

@@ -128,7 +128,12 @@ class Journal:
 
     def add(self, index: int, member: Member, outcome: str | None) -> None:
         """Note a member before its content is written, or with its outcome after that."""
-        self._lines.append(json.dumps([index, outcome, *member]))
+        name, size, mtime_ns, mode, is_directory, start, data = member
+        # As json.dumps() of a list, in a fraction of its time.
+        self._lines.append(
+            f"[{index}, {'null' if outcome is None else _quoted(outcome)}, {_quoted(name)}, {size},"
+            f" {mtime_ns}, {mode}, {'true' if is_directory else 'false'}, {start}, {data}]"
+        )
 
     def flush(self) -> None:
         """Hand the lines to the system."""
@@ -142,6 +147,9 @@ class Journal:
         with suppress(OSError):
             self.flush()
         os.close(self._fd)
+
+
+_quoted = json.encoder.encode_basestring_ascii
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, str | None, Member]]:

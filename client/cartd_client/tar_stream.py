@@ -173,17 +173,23 @@ class TarStream:
         return self._header(block)
 
     def _header(self, block: bytes) -> Member | None:
-        magic = block[257:265]
-        if magic not in (b"ustar\x0000", b"ustar  \0"):
+        if block[257:265] not in (b"ustar\x0000", b"ustar  \0"):
             raise self._error("no header of a tar")
-        total = sum(block) - sum(block[148:156]) + 8 * 32
-        if self._number(block[148:156], "checksum") != total:
+        if sum(block) - sum(block[148:156]) + 8 * 32 != self._number(block[148:156], "checksum"):
             raise self._error("a header with a wrong checksum")
         size = self._number(block[124:136], "size")
         kind = block[156:157]
+        if kind == b"0" and not self._records and self._long_name is None:
+            name = _short_name(block)
+            if name and 0 <= size <= MAX_SIZE:
+                return self._plain(name, size, block)
         if kind in (b"x", b"g", b"L"):
             self._begin_extension(kind, size)
             return None
+        return self._extended(kind, size, block)
+
+    def _extended(self, kind: bytes, size: int, block: bytes) -> Member:
+        """Return a member that may have records, or is no file, or is wrong."""
         records, self._records = self._records, {}
         long_name, self._long_name = self._long_name, None
         size = self._size(size, records.get("size"))
@@ -207,6 +213,19 @@ class TarStream:
             self._time(block[136:148], records.get("mtime")),
             self._number(block[100:108], "mode") & 0o7777,
             is_directory,
+            start,
+            self.offset,
+        )
+
+    def _plain(self, name: bytes, size: int, block: bytes) -> Member:
+        """Return a file of which the header says all, as of most."""
+        start, self._start = self._start, self.offset + size + -size % BLOCK
+        return Member(
+            name.decode("utf-8", "surrogateescape"),
+            size,
+            self._time(block[136:148], None),
+            self._number(block[100:108], "mode") & 0o7777,
+            False,
             start,
             self.offset,
         )
@@ -253,6 +272,11 @@ class TarStream:
 
     def _number(self, field: bytes, what: str) -> int:
         """Return the number in octal digits, or in base 256 (GNU tar)."""
+        if field[-1] in b"\0 " and field[:-1].isdigit():  # most are
+            try:
+                return int(field[:-1], 8)
+            except ValueError:
+                raise self._error(f"a header with an invalid {what}") from None
         match = _OCTAL.fullmatch(field)
         if match:
             return int(match[1] or b"0", 8)
@@ -274,7 +298,7 @@ class TarStream:
     def _time(self, field: bytes, record: bytes | None) -> int:
         """Return the time in nanoseconds, within the limits."""
         if record is None:
-            ns = self._number(field, "time") * 10**9
+            ns = self._number(field, "time") * 1_000_000_000
         else:
             match = re.fullmatch(rb"(-?)([0-9]{1,20})(?:\.([0-9]{0,30}))?", record)
             if not match:

@@ -116,7 +116,8 @@ class DirectorySink(Sink):
         self.staging = staging
         self.tree = tree
         self._contents = contents
-        self._overwrite = overwrite
+        # With a list, all names were checked at the beginning.
+        self._checks = not overwrite and (contents.expected is None or contents.is_bag)
         self._fd = -1
         self._receiving: Item | None = None
         self._is_noted = True
@@ -146,6 +147,7 @@ class DirectorySink(Sink):
         self._receiving = None
         if not item.is_again:
             self._journal.add(item.index, item.member, item.outcome)
+            item.is_noted = item.outcome is not None
 
     def flush(self) -> None:
         item = self._receiving
@@ -175,7 +177,7 @@ class DirectorySink(Sink):
     def publish(self, items: list[Item], batch: Journal) -> None:
         files = [item for item in items if not item.member.is_directory and not item.is_named]
         for item in files:
-            if item.hasher is not None and item.outcome:
+            if item.outcome and not item.is_noted:
                 batch.add(item.index, item.member, item.outcome)
         batch.flush()
         right = [item for item in files if item.outcome is not None]
@@ -201,7 +203,7 @@ class DirectorySink(Sink):
 
     def _check_free(self, item: Item) -> None:
         """Check that the name is free, or has the same file, or one about the files of the cart."""
-        if self._overwrite or item.tag is not None:
+        if not self._checks or item.tag is not None:
             return
         found = self.tree.status(item.parts)
         if found is None or stat.S_ISDIR(found.st_mode):
