@@ -23,7 +23,8 @@ from cartd_client.tar_stream import Member
 MAX_TAG_FILE = 16 << 20
 """Bytes of a tag file that is read as a whole: all but the manifest of the files."""
 MAX_LINE = 1 << 17
-_TAG_ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
+BAG_ALGORITHMS = ("sha512", "sha256", "sha384", "sha224", "blake2b", "blake2s", "sha1", "md5")
+"""What manifests of bags may be by, the best first."""
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Contents:
         if item.tag is not None:
             self.tags.append(item.tag)
             if self.is_bag:
-                item.hasher = item.tag.hasher = self._pool.new(*_TAG_ALGORITHMS)
+                item.hasher = item.tag.hasher = self._pool.new(*BAG_ALGORITHMS)
             return item
         if parts[0] != self.top or len(parts) < 2:
             item.problem = f"it is not in the folder {self.top!r} of the tar"
@@ -331,7 +332,7 @@ class TagManifest(WholeTagFile):
         self._algorithm = algorithm
 
     def close(self) -> None:
-        if self._algorithm not in _TAG_ALGORITHMS:
+        if self._algorithm not in BAG_ALGORITHMS:
             return
         sums = dict(_manifest_line(self.name, line) for line in bytes(self.content).splitlines())
         for tag in self.contents.tags:

@@ -464,11 +464,12 @@ class _Download:
             if len(failed) < MAX_LISTED:
                 failed.append(FileProblem(wanted.path, "it is not in the download", "not-received"))
         bag = contents.expected if contents.is_bag else None
-        if bag is not None and self._expected is not None and bag.count < self._expected.count:
+        listed = self._expected.count if self._expected is not None else 0
+        if bag is not None and bag.count < listed and not contents.missing:
             failed.append(
                 FileProblem(
                     "manifest",
-                    f"the bag has {bag.count} files, and the cart {self._expected.count}",
+                    f"the bag has {bag.count} files, and the cart {listed}",
                     "not-received",
                 )
             )

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cartd_client.contents import Contents, FileManifest, Item, TagFile, Tally
+from cartd_client.contents import BAG_ALGORITHMS, Contents, FileManifest, Item, TagFile, Tally
 from cartd_client.errors import ClientError, UsageError, VerificationFailed
 from cartd_client.expected import MAX_LISTED, ExpectedFiles, Wanted
 from cartd_client.hashing import HashPool
@@ -26,7 +26,6 @@ from cartd_client.tree import Tree
 _BLOCK = 1 << 20
 _PENDING = 64
 """Files whose sums are awaited at once."""
-_STRONGEST = ("sha512", "sha256", "sha1", "md5")
 
 
 def verify(
@@ -134,7 +133,7 @@ class _Verification:
 
     def _of_bag(self, tree: Tree, path: Path, contents: Contents) -> None:
         names = sorted(entry.name for entry in path.iterdir())
-        algorithm = next((name for name in _STRONGEST if f"manifest-{name}.txt" in names), None)
+        algorithm = next((name for name in BAG_ALGORITHMS if f"manifest-{name}.txt" in names), None)
         if algorithm is None:
             raise VerificationFailed(f"{path} has no manifest of a known algorithm")
         # Manifests of sums last: they name the others.
@@ -158,7 +157,7 @@ class _Verification:
         if isinstance(tag, FileManifest) and name != f"manifest-{algorithm}.txt":
             contents.tags.remove(tag)
             tag = TagFile(name, contents)
-            tag.hasher = self._pool.new(*_STRONGEST)
+            tag.hasher = self._pool.new(*BAG_ALGORITHMS)
             contents.tags.append(tag)
         with os.fdopen(tree.open((name,)), "rb") as file:
             while data := file.read(_BLOCK):
