@@ -20,8 +20,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 from unittest import mock
 
 from jsonschema_rs import Draft202012Validator
@@ -99,23 +98,25 @@ class CartCommand:
             os.chdir(before)
         return Ended(status, _written(out), _written(err))
 
-    def start(
-        self, *arguments: str, out: IO[bytes] | None = None, **environment: str
-    ) -> RunningCart:
-        """Start it as a process of its own, without a terminal; it may write to ``out``."""
-        out, err = out or TemporaryFile(), TemporaryFile()  # noqa: SIM115
-        process = preloaded.start(
-            [command("cart"), *arguments],
-            cwd=self.directory,
-            env=self.environment(**environment),
-            output=out,
-            errors=err,
-        )
-        return RunningCart(process, out, err)
+    def start(self, *arguments: str, out: str = "", **environment: str) -> RunningCart:
+        """Start it as a process of its own, without a terminal; it writes to ``out`` if given."""
+        number = next(_numbers)
+        output, errors = (self.directory / f".{name}-{number}" for name in ("out", "err"))
+        if out:
+            output = Path(out)
+        with output.open("wb") as writing, errors.open("wb") as also:
+            process = preloaded.start(
+                [command("cart"), *arguments],
+                cwd=self.directory,
+                env=self.environment(**environment),
+                output=writing,
+                errors=also,
+            )
+        return RunningCart(process, output, errors)
 
     def process(self, *arguments: str, **environment: str) -> Ended:
         """Run it as a process of its own, without a terminal."""
-        return self.start(*arguments, out=None, **environment).ended()
+        return self.start(*arguments, out="", **environment).ended()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,8 @@ class RunningCart:
     """A process of the command."""
 
     process: preloaded.Process
-    _out: IO[bytes]
-    _err: IO[bytes]
+    _out: Path
+    _err: Path
 
     def ended(self) -> Ended:
         """Wait until it has ended."""
@@ -132,16 +133,13 @@ class RunningCart:
             status = self.process.wait(DEADLINE)
         finally:
             self.process.kill()
-        return Ended(status, self.read(self._out), self.read(self._err))
+        out = self._out.read_text("utf-8") if self._out.is_file() else ""
+        return Ended(status, out, self.err)
 
     @property
     def err(self) -> str:
         """What it has written to standard error by now."""
-        return self.read(self._err)
-
-    @staticmethod
-    def read(file: IO[bytes]) -> str:
-        return os.pread(file.fileno(), 1 << 24, 0).decode() if file.readable() else ""
+        return self._err.read_text("utf-8")
 
 
 def _written(stream: io.TextIOWrapper) -> str:

@@ -10,12 +10,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import click
+from click.shell_completion import get_completion_class
 
 from cartd_client import __version__
-from cartd_client.cli import carts, setup, signals, transfers
-from cartd_client.cli.options import CartGroup, CommonOptions
+from cartd_client.cli import carts, login, manifest, signals, transfers
+from cartd_client.cli.options import CartCommand, CartGroup, CommonOptions
+from cartd_client.cli.session import Session, pass_session
 from cartd_client.cli.terminal import Terminal, json_text
 from cartd_client.errors import ClientError, ExitStatus, Interrupted, NoSpace, UsageError
 
@@ -32,6 +35,8 @@ HINTS = {
     " now; what is here of the old one is then dropped.",
 }
 """What to do about an error, in the next line."""
+SHELLS = ("bash", "zsh", "fish")
+COMPLETE_VARIABLE = "_CART_COMPLETE"
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 
@@ -84,17 +89,41 @@ def cart() -> None:
     """
 
 
+@click.command(cls=CartCommand)
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+@pass_session
+def completion(session: Session, shell: str | None) -> ExitStatus:
+    """Print the script that completes commands and options in a shell.
+
+    SHELL is bash, zsh or fish; the default is the one in the variable SHELL.
+
+    \b
+    Examples:
+      cart completion bash > ~/.local/share/bash-completion/completions/cart
+      cart completion zsh > ~/.zfunc/_cart
+      cart completion fish > ~/.config/fish/completions/cart.fish
+    """
+    name = shell or Path(os.environ.get("SHELL", "")).name
+    found = get_completion_class(name) if name in SHELLS else None
+    if found is None:
+        raise UsageError("Name the shell: bash, zsh or fish")
+    group = click.get_current_context().find_root().command
+    script = found(group, {}, "cart", COMPLETE_VARIABLE).source()
+    session.result({"shell": name, "script": script}, script)
+    return ExitStatus.OK
+
+
 for _command in (
     *(transfers.fetch, transfers.submit, transfers.wait, transfers.get, transfers.verify),
     *(carts.status, carts.files, carts.list_carts, carts.label, carts.retry, carts.delete),
-    *(carts.plan, setup.manifest, setup.login, setup.completion),
+    *(carts.plan, manifest.manifest, login.login, completion),
 ):
     cart.add_command(_command)
 
 
 def main() -> None:
     """Run the command of this process, and end the process."""
-    if setup.COMPLETE_VARIABLE in os.environ:
+    if COMPLETE_VARIABLE in os.environ:
         cart.main(prog_name="cart")
     with signals.handled():
         status = run(sys.argv[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, Callable
 
@@ -209,13 +210,10 @@ def pass_session(command: Callable[..., Any]) -> Callable[..., Any]:
     """Call the command with a :class:`Session` as the first argument."""
 
     @click.pass_context
+    @wraps(command)
     def call(context: click.Context, /, **arguments: Any) -> Any:
         session = Session(context.ensure_object(CommonOptions))
         context.call_on_close(session.close)
         return command(session, **arguments)
 
-    call.__doc__ = command.__doc__
-    call.__name__ = command.__name__
-    # click keeps options and arguments that decorators below this one have given.
-    call.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     return call
