@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cartd_client import ExitStatus
 from tests.support.cart_command import CartCommand, RunningCart
 from tests.support.cart_site import CartSite
 from tests.support.running_cartd import (
@@ -106,6 +107,22 @@ def test_4_missing_files_and_6_wrong_ones(cart: CartCommand, site: CartSite) -> 
     assert [file["path"] for file in document["missing"]] == ["run/a.dat"]
 
 
+def test_4_a_partial_cart_unless_that_is_acceptable(cart: CartCommand, site: CartSite) -> None:
+    body = json.loads(site.manifest(FILES, on_error="partial"))
+    body["fileids"].append({**entry("none", "run/c.dat", b""), "hashsum": ""})
+    (cart.directory / "my-data.json").write_text(json.dumps(body))
+    partial = cart.process("fetch", "my-data.json", "--uid", "partial", "--delete-after")
+
+    assert partial.status == 4
+    assert partial.out.splitlines()[0].startswith("missing: run/c.dat: ")
+    assert partial.out.splitlines()[-1].endswith("1 missing, 2 verified (sha1)")
+    assert "was not deleted" in partial.err
+    assert (cart.directory / "my-data" / "run" / "a.dat").read_bytes() == FILES["run/a.dat"]
+    assert cart("fetch", "my-data.json", "--uid", "partial", "--partial", "ok").status == 0
+    assert cart("status", "partial").status == cart("wait", "partial").status == 4
+    assert cart("wait", "partial", "--partial", "ok").status == 0
+
+
 def test_5_a_cart_in_error(cart: CartCommand) -> None:
     body = manifest([{**entry("none", "a", b""), "hashsum": ""}])
     (cart.directory / "my-data.json").write_bytes(body)
@@ -179,3 +196,10 @@ def test_130_at_once_if_it_is_interrupted_twice(cart: CartCommand, big: str) -> 
 
     assert running.ended().status == 130
     assert cart("get", big, "-x", "data").out == "4 files, 1.6 MB, all verified (sha1)\n"
+
+
+def test_every_exit_status_has_a_test() -> None:
+    names = " ".join(name for name in globals() if name.startswith("test_"))
+
+    for status in ExitStatus:
+        assert f"_{int(status)}_" in names
