@@ -328,17 +328,17 @@ def _verification(
     if "checksums" not in status.links or program is None:
         return []
     url = shlex.quote(f"{visitor.base_url}{cart_url(status.uid)}/checksums")
+    folder = shlex.quote(_folder(filename))
+    unpack = f"tar xf {shlex.quote(filename)}"
+    if status.name is not UNSET:  # a tar that is on the volume has the uid as its folder
+        unpack = f"mkdir {folder}\n{unpack} -C {folder} --strip-components=1"
     details = tags.details(
         tags.summary("How to check the files"),
         tags.p(
             "Each file was compared with its size and its hash before it got here. To compare the"
             " unpacked files with the same hashes:"
         ),
-        command(
-            f"tar xf {shlex.quote(filename)}\n"
-            f"cd {shlex.quote(_folder(filename))}\n"
-            f"curl -sf {secret}{url} | {program} -c --quiet"
-        ),
+        command(f"{unpack}\ncd {folder}\ncurl -sf {secret}{url} | {program} -c --quiet"),
     )
     return [details]
 

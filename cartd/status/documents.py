@@ -332,7 +332,7 @@ def _message(cart: Cart, files: Files, phase: Phase, waiting: Waiting | UnsetTyp
     if cart.is_partial:
         return (
             f"The cart is ready for download, but {files.failed:,} of {_number(files.total)}"
-            f" {'is' if files.failed == 1 else 'are'} missing; a retry stages only those."
+            f" {'is' if files.failed == 1 else 'are'} missing; a retry stages only what is missing."
         )
     if cart.status is CartStatus.READY:
         return "The cart is ready for download."

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from html import unescape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -127,16 +128,20 @@ def test_behind_a_proxy_on_the_same_machine_nobody_is_local(site: CartSite) -> N
     assert browse(site, "/-/admin", **{"X-Forwarded-For": "192.0.2.1"}).status == 403
 
 
-@pytest.mark.parametrize("hash_types", [("sha256", "sha256"), ("sha1", "md5")])
+@pytest.mark.parametrize(
+    ("hash_types", "more", "folder"),
+    [(("sha256", "sha256"), {}, "shell-sha256-sha256"),
+     (("sha1", "md5"), {"name": "My data", "bundle": True}, "My data")],
+)  # fmt: skip
 def test_the_commands_of_the_page_download_and_check_the_files(
-    site: CartSite, tmp_path: Path, hash_types: tuple[str, str]
+    site: CartSite, tmp_path: Path, hash_types: tuple[str, str], more: Any, folder: str
 ) -> None:
     uid = "-".join(("shell", *hash_types))
     entries = []
     for number, (path, data) in enumerate({"a b/one": b"first", "two": b"2"}.items()):
         site.archive.put(f"{uid}-{number}", data)
         entries.append(entry(f"{uid}-{number}", path, data, hash_types[number]))
-    assert site.cartd.post(uid, manifest(entries)).status == 201
+    assert site.cartd.post(uid, manifest(entries, **more)).status == 201
     site.cartd.wait_until(uid, "ready")
     page = browse(site, f"/-/carts/{uid}").body.decode()
     commands = [unescape(text) for text in re.findall("<pre[^>]*><code>([^<]*)</code>", page)]
@@ -152,15 +157,16 @@ def test_the_commands_of_the_page_download_and_check_the_files(
         env={**os.environ, "PATH": programs, "HOME": str(tmp_path)},
     )  # fmt: skip
     assert client.returncode == 0, client.stderr
-    assert (by_client / uid / "a b" / "one").read_bytes() == b"first"
+    assert [one.read_bytes() for one in by_client.rglob("a b/one")] == [b"first"]
     script = "set -e -o pipefail\n" + "\n".join(commands[1:])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / uid / "a b" / "one").read_bytes() == b"first"
+    unpacked = tmp_path / folder
+    assert (unpacked / "a b" / "one").read_bytes() == b"first"
 
-    (tmp_path / uid / "two").write_bytes(b"3")
-    check = f"cd {uid}\n{commands[2].partition('cd ')[2].partition(chr(10))[2]}"
-    again = subprocess.run(["bash", "-c", check], cwd=tmp_path, capture_output=True, timeout=60)
+    (unpacked / "two").write_bytes(b"3")
+    check = commands[2].partition("cd ")[2].partition("\n")[2]
+    again = subprocess.run(["bash", "-c", check], cwd=unpacked, capture_output=True, timeout=60)
     assert again.returncode == 1 and b"two: FAILED" in again.stdout
 
 
