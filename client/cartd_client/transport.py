@@ -550,7 +550,7 @@ def _failure(url: str, error: BaseException) -> ClientError:
             return InvalidResponse(f"{url}: no TLS connection is possible: {reason(error)}")
     elif isinstance(error, ProxyError):
         text = f"{url}: the proxy fails: {reason(error)}"
-    elif any(hint in str(error) for hint in ("got more than", "LineTooLong", "BadStatusLine")):
+    elif any(hint in str(error) for hint in ("got more than", "BadStatusLine")):
         return InvalidResponse(f"{url}: the answer is not HTTP: {reason(error)}")
     return ServiceUnavailable(text)
 

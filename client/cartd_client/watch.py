@@ -252,11 +252,7 @@ class _Watch:
             for event in parser.feed(part):
                 self._last_id = event.id
                 if event.name in ("status", "end"):
-                    current = Status.from_document(parse_json(event.data, answer.url))
-                    yield current
-                    if event.name == "end" and not current.is_ended:
-                        # It was deleted; or it is another cart that has the uid now.
-                        yield status(self._transport, self._uid, self._deadline)
+                    yield Status.from_document(parse_json(event.data, answer.url))
 
     def _documents(self) -> Iterator[Status]:
         """Yield statuses from the status document, which the service holds until it changes."""

@@ -248,6 +248,10 @@ def test_certificates_are_verified(tmp_path: Path, scripted: Scripted) -> None:
             plain = scripted(answer(401))
             trusting.request("GET", plain.url)
         assert "authorization" not in plain.requests[0][1]
+    with ScriptedServer([answer(302, location=scripted(OK).url)], context) as downgrading:
+        url = downgrading.url.replace("http:", "https:")
+        with pytest.raises(InvalidResponse, match="neither HTTPS"):
+            Transport(url, None, str(tmp_path / "ca.pem")).request("GET", "x")
     with ScriptedServer([answer(200, b"{", length=2) + HANG], context) as silent:
         held = Transport(silent.url.replace("http:", "https:"), None, str(tmp_path / "ca.pem"))
         with pytest.raises(WaitTimeout):

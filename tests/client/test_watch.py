@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cartd_client import Client, Manifest, Status
@@ -62,6 +62,7 @@ def statuses(server: ScriptedServer) -> list[str]:
 
 
 @given(st.lists(st.integers(1, 5)), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+@example([1] * 200, b"\r\n")
 def test_events_are_the_same_however_they_are_cut(cuts: list[int], line_end: bytes) -> None:
     text = (
         b"retry: 3000\n\n:\n\nid: 3-7\nevent: status\ndata: {\ndata:}\n\n"
@@ -185,11 +186,18 @@ def test_a_cart_that_is_deleted_meanwhile_is_missing(scripted: Scripted) -> None
         Client(server.url).wait("u")
 
 
+def dripping() -> Iterator[bytes]:
+    """Send a comment now and then, without end."""
+    yield STREAM_HEAD + event("status", "1", "staging")
+    while not threading.Event().wait(0.02):
+        yield b":\n\n"
+
+
 def test_a_wait_ends_at_its_time_out(scripted: Scripted) -> None:
     silent = STREAM_HEAD + event("status", "1", "staging", message="Waiting for tape") + HANG
     comments = STREAM_HEAD + b":\n\n" * 1000 + HANG
     polling = [answer(503), polled("staging", '"1"'), answer(304)]
-    for held in ([silent], [comments], [HANG], [answer(503), HANG], polling):
+    for held in ([silent], [comments], [dripping()], [HANG], [answer(503), HANG], polling):
         with pytest.raises(WaitTimeout, match="u is not ready in time") as over:
             Client(scripted(*held).url).wait("u", timeout=0.2)
         assert over.value.problem["cart"] == "u"
@@ -243,6 +251,18 @@ def test_a_status_document_of_wrong_types_does_no_harm(wrong: dict[str, object])
     assert status.files.total is None or 0 <= status.files.total < 2**63
     assert status.progress is None or 0 <= status.progress <= 100
     assert isinstance(status.is_partial, bool)
+
+
+def test_numbers_of_a_status_document_are_numbers() -> None:
+    wrong = {"uid": "u", "status": "staging", "progress": 1e9, "rate": {"recent": 10**400}}
+    for number in (-1, True, 1.5, "1", None, 10**400):
+        status = Status.from_document({**wrong, "files": {"total": number, "failed": 2}})
+        assert (status.files.total, status.files.failed) == (None, 2)
+    assert status.progress == 100
+    assert status.rate is not None
+    assert status.rate.recent is None
+    for progress in (-0.5, True, float("nan"), float("inf")):
+        assert Status.from_document({**wrong, "progress": progress}).progress is None
 
 
 def test_a_service_that_is_restarted_is_waited_for(
