@@ -77,6 +77,10 @@ async def test_labels_are_replaced_and_leave_with_their_cart(store: Store) -> No
     assert await store.statuses.newest(limit=9, label="green") == []
     assert not await store.statuses.set_labels(one, ("red",))
     assert await store.statuses.newest(limit=9, label="red") == [two]
+    # The row of the cart can be deleted: none of a label refers to it.
+    await store.removals.record_removed(one, 3.0)
+    assert await store.removals.prune_removed(before=4.0) == 1
+    assert await store.carts.cart(one) is None
 
 
 ODD = [
