@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd_client import ExitStatus
+from cartd_client import ClientError, ExitStatus
 from cartd_client.cli.main import cart
 from tests.support.client_page import PAGE, with_tables
 
@@ -46,6 +46,14 @@ def test_every_exit_status_is_explained(page: Path) -> None:
     numbers = {cell.strip() for row in rows for cell in row.split("|")}
 
     assert {str(int(status)) for status in ExitStatus} <= numbers
+
+
+def test_every_problem_of_the_client_is_explained() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    kinds: list[type[ClientError]] = [ClientError, *ClientError.__subclasses__()]
+    documented = [kind for kind in kinds if kind.__module__ == ClientError.__module__]
+
+    assert sorted(rows) == sorted((kind.name, str(int(kind.exit_status))) for kind in documented)
 
 
 def test_the_read_me_has_no_links_that_break_on_pypi() -> None:

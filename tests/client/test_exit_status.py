@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cartd_client import ExitStatus
+from cartd_client.cli.signals import handled
 from tests.support.cart_command import CartCommand, RunningCart
 from tests.support.cart_site import CartSite
 from tests.support.running_cartd import (
@@ -196,6 +197,18 @@ def test_130_at_once_if_it_is_interrupted_twice(cart: CartCommand, big: str) -> 
 
     assert running.ended().status == 130
     assert cart("get", big, "-x", "data").out == "4 files, 1.6 MB, all verified (sha1)\n"
+
+
+def test_a_signal_that_is_ignored_as_by_nohup_stays_ignored() -> None:
+    before, term = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
+    try:
+        with handled():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) is term
 
 
 def test_every_exit_status_has_a_test() -> None:

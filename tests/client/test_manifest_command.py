@@ -31,6 +31,7 @@ def made(cart: CartCommand, *arguments: str, stdin: str) -> list[dict[str, Any]]
     ended = cart("manifest", *arguments, stdin=stdin.encode())
     assert (ended.status, ended.err) == (0, "")
     parse(ended.out.encode())
+    ended.conforming("manifest")
     entries: list[dict[str, Any]] = json.loads(ended.out)["fileids"]
     return entries
 
