@@ -34,7 +34,12 @@ from cartd.components import Components
 from cartd.config import Config
 from cartd.deferreds.fair_semaphore import ByteLimit
 from cartd.deferreds.tasks import Periodic, with_timeout
-from cartd.deferreds.threads import DedicatedThread, ThreadRunner, hanging
+from cartd.deferreds.threads import (
+    DedicatedThread,
+    ThreadRunner,
+    end_without_name_lookups,
+    hanging,
+)
 from cartd.errors import CartdError, ConfigError, admin_message
 from cartd.http.api import Api
 from cartd.http.carts import CartsApi
@@ -426,6 +431,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     use_monotonic_clock(reactor)
+    end_without_name_lookups(reactor)
     try:
         config = read_config(options, os.environ)
         os.umask(config.umask)

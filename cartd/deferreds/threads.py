@@ -104,6 +104,15 @@ class _PoolThread(Thread):
         super().join(left if timeout is None else min(left, timeout))
 
 
+def end_without_name_lookups(reactor: Any) -> None:
+    """Have the end of the process not wait for the threads of ``reactor``, which look up names.
+
+    A name server that does not respond would hold it for a minute or longer.
+    """
+    factory: Any = partial(_PoolThread, lambda: 0.0)
+    reactor.getThreadPool().threadFactory = factory
+
+
 def hanging() -> str:
     """Return what the threads are doing, for a message: ``2 in cartd.volume.verify._stat_file``."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -32,6 +33,25 @@ from tests.support.running_cartd import (
 )
 from tests.support.served_directory import served_directory
 
+SILENT_NAME_SERVER = """
+import socket, time
+from pathlib import Path
+
+look_up = socket.getaddrinfo
+
+def look_up_slowly(host, *arguments, **more):
+    if "archive.test" in str(host):
+        Path("looked-up").touch()
+        time.sleep(3600)
+    return look_up(host, *arguments, **more)
+
+socket.getaddrinfo = look_up_slowly
+
+from twisted.scripts.twistd import run
+
+run()
+"""
+"""A program: ``twistd`` where looking up the name of the archive takes an hour."""
 NOWHERE = "http://127.0.0.1:9/"
 LARGE = bytes(range(256)) * (64 * 1024)
 """16 MiB: more than all buffers between the service and its client."""
@@ -235,3 +255,14 @@ def test_a_stop_with_a_hanging_disk_ends_and_logs_it(
         [line] = [line for line in cartd.log.splitlines() if "operations that hang" in line]
         assert "#error] The service exits without waiting for operations that hang" in line
         assert re.search(r"disk that does not respond: \d+ in cartd\.\w+", line), line
+
+
+def test_a_stop_waits_for_no_name_server(tmp_path: Path) -> None:
+    archive, directory = "http://archive.test/", tmp_path / "cartd"
+    with running_cartd(directory, archive=archive, started=False, fresh=True) as cartd:
+        cartd.program = (sys.executable, "-c", SILENT_NAME_SERVER, *cartd.twistd[1:])
+        cartd.start()
+        assert cartd.post("mine", manifest([entry("1", "file", b"data")])).status == 201
+        wait_for((directory / "looked-up").exists)
+        assert cartd.terminate() == 0
+        assert_no_unexpected_errors(cartd.log)
