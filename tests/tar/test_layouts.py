@@ -135,6 +135,7 @@ def files_in(whole: bytes) -> tuple[list[str], dict[str, bytes]]:
 @given(layouts, trees, tops, st.integers(1, 4), st.data())
 @example(PlainLayout(LIST), [], "t" * 243, 1, None)
 @example(BagLayout(INFO, "sha256", LIST), [("d/" * 47 + "f", b"1")], "t" * 151, 1, None)
+@example(BagLayout(INFO, "sha256"), [("f" * 96, b"1")], "t" * 155, 1, None)
 def test_any_range_of_any_layout_is_the_slice_of_the_whole(
     layout: Layout, tree: Tree, top: str, page: int, data: st.DataObject | None
 ) -> None:
@@ -226,6 +227,7 @@ def test_the_list_of_missing_files_has_what_is_known_of_them() -> None:
 
 @given(st.one_of(tops, st.integers(229, 255).map(lambda n: "ä" * (n // 2) + "t" * (n % 2))))
 @example("a" * 229 + ".missing.json")
+@example("a" * 242 + ".missing.json")
 @example("a" * 242)
 def test_the_list_of_missing_files_collides_with_no_top_folder(top: str) -> None:
     name = head_name(top, ".missing.json")
