@@ -239,6 +239,43 @@ def test_bags_of_a_bundle_are_verified_and_staged_again(site: CartSite) -> None:
     assert after.headers["last-modified"] == before.headers["last-modified"]
 
 
+@pytest.mark.parametrize("bundle", [False, True])
+def test_a_partial_bag_is_valid_and_lists_what_is_missing(site: CartSite, bundle: bool) -> None:
+    uid, late = f"partial-{bundle}", f"late-{bundle}"
+    listed = hashed(site, {"a": ("sha256", b"1"), "100%\n": ("sha256", b"2")})
+    listed.insert(1, {**entry(late, "late/file", b"3"), "hashtype": "sha256", "hashsum": ""})
+    body = manifest(listed, on_error="partial", bundle=bundle, format="bag")
+    site.cartd.post(uid, body)
+    site.cartd.wait_until(uid, "ready")
+    url = f"/{uid}?filename=x.tar"
+    partial = site.cartd.get(url)
+
+    found = {n.removeprefix("x/"): data for n, data in files_of(partial.body).items()}
+    check_files(found, "sha256")
+    missing = json.loads(found["missing.json"])
+    failed = site.cartd.get(f"/-/carts/{uid}/files?status=failed").json["files"]
+    assert missing["uid"] == uid
+    assert [(file["position"], file["path"]) for file in missing["files"]] == [(1, "late/file")]
+    for name in ("position", "id", "path", "hashtype", "problem", "error"):
+        assert missing["files"][0][name] == failed[0][name]
+    tar = files_of(site.cartd.get(f"{url}&format=tar").body)
+    assert tar["x.missing.json"] == found["missing.json"]
+    ranges_are_slices(site, f"{url}&format=bag")
+    ranges_are_slices(site, f"{url}&format=tar")
+
+    site.archive.put(late, b"3")
+    assert site.cartd.request("POST", f"/-/carts/{uid}/retry").status == 202
+    site.cartd.wait_until(uid, "ready")
+    etag = partial.headers["etag"]
+    whole = site.cartd.get(url, range="bytes=5-", if_range=etag)
+    assert whole.status == 200
+    found = {n.partition("/")[2]: data for n, data in files_of(whole.body).items()}
+    check_files(found, "sha256")
+    assert {"data/a", "data/late/file", "data/100%\n"} < set(found)
+    assert "missing.json" not in found
+    assert (site.on_volume(uid)[0].suffix == ".tar") == bundle
+
+
 def test_another_organization_is_another_bag(tmp_path: Path) -> None:
     with cart_site(tmp_path, ini="[cartd]\norganization = one\n") as site:
         site.stage("tree", FILES)
