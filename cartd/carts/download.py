@@ -45,7 +45,7 @@ from cartd.model import (
 from cartd.sending.reader import SendingReader, TarReader, TreeReader
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Store
-from cartd.tar.bag import BagFacts, bag_facts
+from cartd.tar.bag import BAG_LAYOUT, BagFacts, bag_facts
 from cartd.tar.index import Lengths, TarIndex
 from cartd.tar.virtual_tar import LAYOUT_VERSION, VirtualTar, etag, segments_in, tar_facts
 from cartd.volume import Volume
@@ -361,11 +361,18 @@ class Downloads:
         stored = _is_stored(cart, CartFormat.TAR)
         if not stored and (cart.tar is None or cart.tar.layout != LAYOUT_VERSION):
             cart = await self._record_tar(cart, await self._tar_indexes.get(cart))
+        if cart.has_tar and format_ is not cart.format and not self._knows_positions(cart):
+            raise Conflict(_NO_OTHER_FORMAT)
         if format_ is CartFormat.TAR or self._tar_indexes.bag_facts(cart) is not None:
             return cart
-        if cart.tar is None:
-            raise Conflict(_NO_OTHER_FORMAT)
         return await self._record_bag(cart, await self._tar_indexes.get(cart, CartFormat.BAG))
+
+    def _knows_positions(self, cart: Cart) -> bool:
+        """Whether the tar on the volume is of the current layout: its index has their positions."""
+        if cart.format is CartFormat.TAR:
+            return cart.tar is not None and cart.tar.layout == LAYOUT_VERSION
+        bag = self._tar_indexes.bag_facts(cart)
+        return bag is not None and bag.layout == BAG_LAYOUT
 
     async def _record_tar(self, cart: Cart, index: TarIndex) -> Cart:
         tar = tar_facts(index, self._now())
@@ -420,11 +427,11 @@ class Downloads:
     async def _stored_tar(self, cart: Cart) -> VirtualTar:
         """Return the tar on the volume, whose index has the positions of the files in it.
 
-        :raises Conflict: it was written by another version of cartd, and these are not known.
+        :raises NotReady: it has been written again, by another process.
         """
         stored = await self._tar_indexes.tar_below(cart, cart.uid, cart.format)
         if stored.etag != (await self.describe(cart, None)).etag:
-            raise Conflict(_NO_OTHER_FORMAT)
+            raise _restaging_error(cart)
         return stored
 
     async def _bundle_reader(self, cart: Cart, length: int, start: int, stop: int) -> SendingReader:

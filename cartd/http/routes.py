@@ -423,6 +423,8 @@ def _errors_in_headers(request: Request) -> Iterator[None]:
     except NotReady as error:
         _set_status_headers(request, error.cart)
         raise
+    except Conflict:
+        raise  # of the request: the cart is not in error
     except Exception as error:
         if not request.responseHeaders.hasHeader("X-Pacifica-Status"):
             set_header(request, "X-Pacifica-Status", CartStatus.ERROR)

@@ -162,12 +162,13 @@ def test_a_kill_while_a_bundle_is_written_costs_no_second_fetch(
         assert_no_unexpected_errors(cartd.log)
 
 
+@pytest.mark.parametrize("format_", ["tar", "bag"])
 @in_a_thread
 def test_a_bundle_complete_at_a_crash_is_used_after_the_restart(
-    archive: FaultyArchive, tmp_path: Path
+    archive: FaultyArchive, tmp_path: Path, format_: str
 ) -> None:
     with running_cartd(tmp_path, archive=url_of(archive)) as cartd:
-        stage(cartd, archive, "mine", 1000, bundle=True)
+        stage(cartd, archive, "mine", 1000, bundle=True, format=format_)
         before = cartd.get("/mine")
         cartd.kill()
         with begin(cartd.database) as connection:

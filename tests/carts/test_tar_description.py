@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from twisted.internet.task import Clock
 
@@ -18,6 +19,7 @@ from cartd.errors import CartNotFound, Conflict, Unavailable
 from cartd.http.ranges import Conditions, http_date
 from cartd.model import UNRESTRICTED, Cart, CartFormat, TarFacts
 from cartd.sending.tar_index_cache import TarIndexCache
+from cartd.tar.bag import bag_facts
 from cartd.tar.members import Members
 from cartd.tar.virtual_tar import LAYOUT_VERSION, tar_facts
 from cartd.volume import Volume
@@ -316,6 +318,31 @@ def test_a_tar_that_pacifica_wrote_is_no_bag(site: Site) -> None:
     described = begin(site.downloads.describe(site.store.cart(cart.id), None, BAG))
     assert isinstance(failure_of(described), Conflict)
     assert site.describe(cart, None, CartFormat.TAR) == site.describe(cart, None)
+
+
+@pytest.mark.parametrize(("stored", "other"), [("tar", "bag"), ("bag", "tar")])
+def test_a_stored_tar_of_another_layout_is_sent_only_as_it_is(
+    site: Site, stored: str, other: str
+) -> None:
+    cart = site.ready("mine", bundle=True)
+    site.store.query("UPDATE cart SET format = ?", stored)
+    index = index_of(site.members(cart))
+    result_of(site.store.progress.record_tar(cart.id, tar_facts(index, 77.0)))
+    cart = site.store.cart(cart.id)
+    bag = bag_facts(result_of(site.tar_indexes.get(cart, BAG)), 77.0)
+    result_of(site.store.progress.record_bag(cart.id, bag.dumped()))
+    now = site.describe(cart, None)
+    assert site.describe(cart, None, CartFormat(other)).etag != now.etag
+
+    layout = {"layout": "bag-0"} if stored == "bag" else {}
+    old = msgspec.structs.replace(bag, **layout)
+    result_of(site.store.progress.record_bag(cart.id, old.dumped()))
+    if stored == "tar":
+        site.store.query("UPDATE cart SET tar_layout = 0")
+    described = begin(site.downloads.describe(site.store.cart(cart.id), None, CartFormat(other)))
+    assert isinstance(failure_of(described), Conflict)
+    then = site.describe(cart, None)
+    assert (then.length, then.etag == now.etag) == (now.length, False)
 
 
 def test_the_date_of_a_bag_is_strong_only_without_other_bags(site: Site) -> None:
