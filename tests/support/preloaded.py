@@ -16,6 +16,7 @@ function already.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -45,6 +46,10 @@ LOADED = (
     *("twisted.internet.epollreactor", "twisted.internet.ssl", "twisted.scripts._twistd_unix"),
 )
 ORDER_SIZE = 2**20
+LOG_STACKS = signal.SIGUSR1
+"""It has a process write the stacks of its threads to its standard error."""
+STACKS = "(most recent call first)"
+"""What is written then, among others."""
 SAVE_TIMEOUT = 10.0
 """Seconds to wait for coverage data: the process may be stopped."""
 ROOT = Path(__file__).parents[2]
@@ -191,6 +196,7 @@ def _run() -> None:
 def _main() -> None:
     orders = socket.socket(fileno=int(sys.argv[1]))
     coverage_data.save_before_signals()
+    faulthandler.register(LOG_STACKS)
     del sys.path[0]
     reactor = "twisted.internet.reactor"
     sys.modules[reactor] = cast("ModuleType", None)  # an import of it here must fail

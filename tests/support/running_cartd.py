@@ -24,7 +24,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.client import HTTPConnection
@@ -38,6 +38,8 @@ from tests.support.free_ports import free_port
 
 DEADLINE = 60.0
 """Seconds after which a wait fails."""
+STOP_DEADLINE = 75.0
+"""Seconds that a stop may take: its limit with the default settings is 60."""
 POLL_INTERVAL = 0.02
 
 
@@ -144,9 +146,19 @@ class RunningCartd:
         self.process.send_signal(number)
 
     def ended(self) -> int:
-        """Wait until it has ended; return its exit status."""
+        """Wait until it has ended; return its exit status.
+
+        If it does not end, the error has its log, and what its threads do.
+        """
         assert self.process is not None
-        return self.process.wait(DEADLINE)
+        try:
+            return self.process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            if isinstance(self.process, preloaded.Process):
+                self.send(preloaded.LOG_STACKS)
+                with suppress(AssertionError):  # not if it is within a system call of the disk
+                    wait_for(lambda: preloaded.STACKS in self.log)
+            raise AssertionError(f"The service has not ended:\n{self.log}") from None
 
     def terminate(self) -> int:
         """Stop it by SIGTERM; return its exit status."""
