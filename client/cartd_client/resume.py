@@ -8,6 +8,7 @@ the state counts, and what the journal names is read and hashed again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -187,7 +188,7 @@ class Lock:
             )
             try:
                 _lock(self._fd)
-            except OSError as error:
+            except BlockingIOError as error:
                 os.close(self._fd)
                 raise ClientError(
                     f"Another process downloads to {what}: wait until it has ended"
@@ -204,14 +205,23 @@ class Lock:
 
 
 def _lock(fd: int) -> None:
-    if os.name == "nt":
+    """Lock the file; raises BlockingIOError if another process has the lock."""
+    if sys.platform == "win32":
         import msvcrt
 
         # Far behind the content, which others may read.
         os.lseek(fd, 1 << 40, os.SEEK_SET)
-        getattr(msvcrt, "locking")(fd, getattr(msvcrt, "LK_NBLCK"), 1)  # noqa: B009
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
         os.lseek(fd, 0, os.SEEK_SET)
     else:
         import fcntl
 
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some file systems of networks have no locks: there it works without.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise

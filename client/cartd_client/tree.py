@@ -14,6 +14,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -201,13 +202,9 @@ def probe_rules(directory: Path) -> NameRules:
         )
     finally:
         probe.unlink()
-    with suppress(OSError, ValueError, AttributeError):
-        return NameRules(
-            rules.ignores_case,
-            rules.normalizes,
-            rules.windows,
-            os.pathconf(directory, "PC_NAME_MAX"),
-        )
+    if sys.platform != "win32":
+        with suppress(OSError, ValueError):
+            return replace(rules, max_name_bytes=os.pathconf(directory, "PC_NAME_MAX"))
     return rules
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import sys
 from contextlib import suppress
 from hashlib import new as new_hash
 from pathlib import Path
@@ -42,9 +43,7 @@ class Staging:
             with suppress(FileExistsError):
                 self.path.mkdir(0o700)
             found = self.path.lstat()
-            if not stat.S_ISDIR(found.st_mode) or (
-                os.name == "posix" and found.st_uid != os.geteuid()
-            ):
+            if not stat.S_ISDIR(found.st_mode) or not _is_own(found):
                 raise ClientError(f"{self.path} is not a directory of a download: remove it")
             try:
                 self._lock = Lock(self.path / "lock", str(root))
@@ -319,6 +318,10 @@ class DirectorySink(Sink):
         for path in self.staging.path.iterdir():
             if path.name.isdigit() and int(path.name) not in indices:
                 path.unlink()
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return sys.platform == "win32" or found.st_uid == os.geteuid()
 
 
 def _hash(fd: int, count: int, item: Item) -> None:
