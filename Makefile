@@ -60,7 +60,7 @@ define TEST_TOOLS
 @demo/tools curl tar bsdtar wget aria2c fail2ban-regex pgbouncer
 @demo/tools mkfs.ext4 e2fsck mkfs.btrfs btrfs mkntfs mount
 @demo/tools nginx squid varnishd haproxy prometheus promtool
-@demo/tools lftp wget2 jq systemd-analyze
+@demo/tools lftp wget2 jq systemd-analyze tmux
 @demo/tools chromium chromedriver
 endef
 
