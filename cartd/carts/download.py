@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import floor
 
@@ -20,6 +19,12 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from cartd.carts.description import (
+    TarDescription,
+    bag_description,
+    is_stored,
+    recorded_description,
+)
 from cartd.errors import (
     CartdError,
     CartFailed,
@@ -38,16 +43,15 @@ from cartd.model import (
     Cart,
     CartFormat,
     CartStatus,
-    TarFacts,
     Viewer,
     uid_may_be_stored,
 )
 from cartd.sending.reader import SendingReader, TarReader, TreeReader
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Store
-from cartd.tar.bag import BAG_LAYOUT, BagFacts, bag_facts
-from cartd.tar.index import Lengths, TarIndex
-from cartd.tar.virtual_tar import LAYOUT_VERSION, VirtualTar, etag, segments_in, tar_facts
+from cartd.tar.bag import BAG_LAYOUT, bag_facts
+from cartd.tar.index import TarIndex
+from cartd.tar.virtual_tar import LAYOUT_VERSION, VirtualTar, segments_in, tar_facts
 from cartd.volume import Volume
 
 log = Logger()
@@ -74,22 +78,6 @@ class NotReady(CartdError):
     def __init__(self, cart: Cart) -> None:
         super().__init__("The cart is not ready for download.")
         self.cart = cart
-
-
-@dataclass(frozen=True, slots=True)
-class TarDescription:
-    """What is known of a tar before any of it is read; equal ``etag`` means equal bytes."""
-
-    name: str
-    """File name of the tar; without its suffix, the top folder inside."""
-    length: int
-    etag: str
-    last_modified: float
-    """Unix time since which the cart's tar has had these bytes.
-
-    It is not before the last change of the tar, but may be in the same second.
-    """
-    format: CartFormat = field(default=CartFormat.TAR, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +346,7 @@ class Downloads:
         format_ = format_ or cart.format
         if cart.bytes_total is None:
             cart = await self._imported(cart)
-        stored = _is_stored(cart, CartFormat.TAR)
+        stored = is_stored(cart, CartFormat.TAR)
         if not stored and (cart.tar is None or cart.tar.layout != LAYOUT_VERSION):
             cart = await self._record_tar(cart, await self._tar_indexes.get(cart))
         if cart.has_tar and format_ is not cart.format and not self._knows_positions(cart):
@@ -399,7 +387,7 @@ class Downloads:
     def _reader(
         self, cart: Cart, tar: TarDescription, start: int, stop: int
     ) -> Awaitable[SendingReader]:
-        if _is_stored(cart, tar.format):
+        if is_stored(cart, tar.format):
             return self._bundle_reader(cart, tar.length, start, stop)
         return self._computed_reader(cart, tar, start, stop)
 
@@ -497,43 +485,6 @@ class Downloads:
 def _restaging_error(cart: Cart) -> NotReady:
     """Return the response to a client that found ``cart`` damaged, or changed."""
     return NotReady(replace(cart, status=CartStatus.STAGING))
-
-
-def recorded_description(cart: Cart, name: str | None = None) -> TarDescription | None:
-    """Describe the plain tar of a ready cart from its row alone; None if that does not suffice.
-
-    It is called ``name``, or by default after the cart's posting.
-    """
-    name = name or default_filename(cart.created)
-    stored = _is_stored(cart, CartFormat.TAR)
-    if cart.tar is None or not (stored or cart.tar.layout == LAYOUT_VERSION):
-        return None
-    return _tar_description(cart.tar, name, cart.uid if stored else top_folder(name))
-
-
-def bag_description(cart: Cart, facts: BagFacts, name: str | None = None) -> TarDescription:
-    """Describe the bag of a ready cart; see :meth:`TarIndexCache.bag_facts`."""
-    name = name or default_filename(cart.created)
-    top = cart.uid if _is_stored(cart, CartFormat.BAG) else top_folder(name)
-    return TarDescription(
-        name, facts.length(top), facts.etag(top), facts.since, format=CartFormat.BAG
-    )
-
-
-@lru_cache(maxsize=1024)
-def _tar_description(tar: TarFacts, name: str, top: str) -> TarDescription:
-    """Cached, as clients request it repeatedly while they wait or compare."""
-    return TarDescription(
-        name,
-        Lengths.loaded(tar.lengths).length(top),
-        etag(tar.layout, tar.digest, top),
-        tar.since,
-    )
-
-
-def _is_stored(cart: Cart, format_: CartFormat) -> bool:
-    """Whether the tar in this format is on the volume, where its top folder is the cart's uid."""
-    return cart.has_tar and cart.format is format_
 
 
 def _check_ready(cart: Cart | None) -> Cart:

@@ -23,7 +23,8 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from cartd import __version__
-from cartd.carts.download import Download, Downloads, NotReady, TarDescription
+from cartd.carts.description import TarDescription
+from cartd.carts.download import Download, Downloads, NotReady
 from cartd.carts.submit import Submissions
 from cartd.errors import (
     INTERNAL_ERROR,

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from msgspec import UNSET, DecodeError, UnsetType
 from twisted.internet.defer import Deferred
 
-from cartd.carts.download import bag_description, recorded_description
+from cartd.carts.description import bag_description, recorded_description
 from cartd.deferreds.tasks import SingleFlight
 from cartd.errors import CartNotFound
 from cartd.model import (

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 from twisted.internet.task import Clock
 
-from cartd.carts.download import AccessTimes, Downloads, NotReady, Pins, TarDescription
+from cartd.carts.description import TarDescription
+from cartd.carts.download import AccessTimes, Downloads, NotReady, Pins
 from cartd.errors import CartNotFound, Conflict, Unavailable
 from cartd.http.ranges import Conditions, http_date
 from cartd.model import UNRESTRICTED, Cart, CartFormat, TarFacts
