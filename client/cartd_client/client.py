@@ -190,7 +190,10 @@ class Client:
         uid = self.submit(manifest, uid)
         status = self.wait(uid, timeout, on_status)
         if status.is_partial and not allow_partial:
-            raise PartialCart(f"{status.files.failed} files of the cart {uid} are missing")
+            files = status.files
+            raise PartialCart(
+                f"{files.failed} of {files.total} files of the cart {uid} are missing", cart=uid
+            )
         return self.download(
             uid,
             Directory(Path(directory)),

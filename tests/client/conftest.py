@@ -42,8 +42,8 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
 def auth_site(
     tmp_path_factory: pytest.TempPathFactory, tokens: tuple[Path, dict[str, str]]
 ) -> Iterator[CartSite]:
-    """A service that requires one of ``tokens``."""
-    ini = f"[auth]\ntoken_file = {tokens[0]}\n"
+    """A service that requires one of ``tokens``, and has no event streams."""
+    ini = f"[auth]\ntoken_file = {tokens[0]}\n[server]\nmax_event_streams = 0\n"
     with cart_site(tmp_path_factory.mktemp("client-auth"), ini=ini) as running:
         yield running
 

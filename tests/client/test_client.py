@@ -13,9 +13,11 @@ from cartd_client.errors import (
     InvalidManifest,
     NoSuchCart,
     NotAllowed,
+    PartialCart,
     RequestRejected,
     UsageError,
 )
+from cartd_client.watch import head
 from tests.support.cart_site import CartSite
 from tests.support.running_cartd import entry, manifest
 from tests.support.scripted_server import REFUSE, ScriptedServer, answer
@@ -84,6 +86,32 @@ def test_a_cart_in_error_names_its_failed_files_and_can_be_retried(
     with pytest.raises(RequestRejected) as conflict:
         client.retry(uid)
     assert conflict.value.problem["type"].endswith("/conflict")
+
+
+def test_a_partial_cart_is_ready_and_says_so(
+    site: CartSite, client: Client, tmp_path: Path
+) -> None:
+    here, late = b"here", entry("late", "late.dat", b"late")
+    site.archive.put("here", here)
+    entries = [entry("here", "here.dat", here), late]
+    body = Manifest(manifest(entries, on_error="partial"))
+    uid = client.submit(body)
+    ready = client.wait(uid, timeout=60)
+    assert (ready.is_ready, ready.is_partial, ready.outcome) == (True, True, "partial")
+    told = head(client.transport, uid)
+    for status in (ready, told):
+        assert (status.outcome, status.files.failed) == ("partial", 1)
+    assert [file.path for file in client.files(uid, failed=True)] == ["late.dat"]
+    with pytest.raises(PartialCart, match="1 of 2 files"):
+        client.fetch(body, tmp_path, allow_partial=False)
+    report = client.fetch(body, tmp_path, filename="data.tar")
+    assert report.exit_status == ExitStatus.PARTIAL
+    assert [(file.path, file.problem) for file in report.missing] == [
+        ("late.dat", "file-not-in-archive")
+    ]
+    site.archive.put("late", b"late")
+    client.retry(uid)
+    assert not client.wait(uid, timeout=60).is_partial
 
 
 def test_labels_plan_and_deletion(site: CartSite, client: Client) -> None:

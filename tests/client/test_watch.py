@@ -8,9 +8,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cartd_client import Client, Manifest, Status
@@ -24,6 +26,7 @@ from cartd_client.errors import (
     ServiceUnavailable,
     WaitTimeout,
 )
+from cartd_client.transport import Response
 from cartd_client.watch import Event, EventParser
 from tests.support.cart_site import CartSite
 from tests.support.scripted_server import HANG, ScriptedServer, answer
@@ -233,6 +236,7 @@ _KEYS = (
 )
 
 
+@settings(max_examples=50)
 @given(
     st.fixed_dictionaries(
         {"uid": st.text() | _json, "status": st.text() | _json},
@@ -278,6 +282,27 @@ def test_a_service_that_is_restarted_is_waited_for(
         assert failed.wait(30)
         site.cartd.start()
         assert waiting.result(60).is_ready
+
+
+def test_without_streams_the_real_service_is_polled(
+    auth_site: CartSite,
+    tokens: tuple[Path, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()  # real pauses
+    client = Client(auth_site.cartd.url, token=tokens[1]["alice"], retries=5)
+    request, answers = client.transport.request, []
+
+    def noting(method: str, path: str, **options: Any) -> Response:
+        answer = request(method, path, **options)
+        answers.append((path, answer.headers.get("Preference-Applied")))
+        return answer
+
+    monkeypatch.setattr(client.transport, "request", noting)
+    uid = client.submit(Manifest(auth_site.manifest({"a": b"a"})), "polled")
+    assert client.wait(uid, timeout=60).is_ready
+    assert ("-/carts/polled", "wait=30") in answers
+    assert not any(path.endswith("/events") for path, _ in answers), "it was refused"
 
 
 def test_no_retries_means_none(scripted: Scripted) -> None:
