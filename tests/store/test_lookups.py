@@ -8,8 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from cartd.errors import Unavailable
-from cartd.store.carts import MAX_OWNED_UIDS, MAX_UIDS, Lookups
 from cartd.store.database import Database
+from cartd.store.lookups import MAX_OWNED_UIDS, MAX_UIDS, Lookups
 from cartd.store.tables import date_of
 
 

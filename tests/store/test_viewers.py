@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from cartd.errors import QuotaExceeded
 from cartd.model import UNRESTRICTED, Cart, CartStatus, User, UserQuota, Viewer
-from cartd.store import Store, carts, leases, removals
+from cartd.store import Store, carts, leases, lookups, removals
 from tests.support.databases import sqlite_url, the_reactor
 from tests.support.stored_carts import SHA1, deleted, found, gathered, manifest
 
@@ -220,7 +220,7 @@ class TestQuota:
 @pytest.mark.parametrize(
     ("statement", "by"),
     [
-        (carts._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
+        (lookups._NEWEST_OF_OWNERS, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
         (carts._NEWEST_OF_OWNER, "cart_owner_uid_id (owner=? AND cart_uid=?)"),
         (carts._OUTSTANDING, "cart_owner_status (owner=? AND status=?)"),
     ],
