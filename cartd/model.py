@@ -327,10 +327,19 @@ class DuplicateFile:
     also_hash_type: str | None = None
     """The second hash of the staged file, as in :class:`CartFile`."""
     also_hash_sum: str | None = None
+    had_hash_type: str | None = None
+    """The type of the second hash that the lacking file had when it was last staged, if any."""
 
     def missing_hash_type(self, default: str | None) -> str | None:
-        """Return the type of the second hash that the staged file lacks, or None."""
-        return None if self.also_hash_sum else _second_hash_type(self.hash_type, default)
+        """Return the type of the second hash that is to be computed of the staged file, or None.
+
+        All files of a cart get the same type, as far as possible: that which the file had, else
+        ``default``.  The staged file may have it already.
+        """
+        also = _second_hash_type(self.hash_type, self.had_hash_type or default)
+        if also and self.also_hash_type and hash_name(also) == hash_name(self.also_hash_type):
+            return None
+        return also
 
 
 @dataclass(frozen=True, slots=True)

@@ -409,7 +409,7 @@ async def link_duplicates(
 async def _hash_duplicates(
     volume: Volume, duplicates: Sequence[DuplicateFile], also_hash: str | None, *, every: bool
 ) -> list[DuplicateFile]:
-    """Read ``every`` duplicate, or those that lack a second hash of the type ``also_hash``.
+    """Read ``every`` duplicate, or those that lack a second hash.
 
     Return all of them, with their second hashes, except damaged ones.
     """

@@ -97,6 +97,7 @@ _DUPLICATES = (
                 "invalidations": _found_cart.c.invalidations,
                 "also_hash_type": _found.c.also_hash_type,
                 "also_hash_sum": _found.c.also_hash_value,
+                "had_hash_type": file.c.also_hash_type,
             },
         )
     )

@@ -162,10 +162,10 @@ class FileVerifier:
     ) -> list[DuplicateFile]:
         """Return those of the staged files whose bytes still match their hash.
 
-        Each that lacks a second hash gets one of the type ``also_hash``, if that is given.
+        Each gets the second hash that it lacks; see :meth:`DuplicateFile.missing_hash_type`.
         """
         wanted = [
-            replace(duplicate, also_hash_type=missing)
+            replace(duplicate, also_hash_type=missing, also_hash_sum=None)
             if (missing := duplicate.missing_hash_type(also_hash))
             else duplicate
             for duplicate in duplicates

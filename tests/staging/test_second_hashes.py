@@ -76,23 +76,44 @@ def test_without_the_setting_and_for_the_same_hash_there_is_none(
 
 
 def test_a_linked_file_has_the_second_hash_of_its_source(bench: Bench) -> None:
-    stage(bench, bench.put(["1", "3"], uid="first"), "sha512")
-    cart = bench.put(uid="again")
-    stage(bench, cart, "sha256")
-    expected = right("sha512")
-    assert also(bench, cart) == {**expected, "2": right("sha256")["2"]}
+    first = bench.put(["1", "3"], uid="first")
+    stage(bench, first, "sha512")
+    # It is not computed again: this one is copied.
+    bench.store.query("UPDATE file SET also_hash_value = 'ff' WHERE file_name = '3'")
+    for setting in ("sha512", None):
+        cart = bench.put(uid=f"again with {setting}")
+        stage(bench, cart, setting)
+        assert also(bench, cart) == {**right("sha512"), "3": ("sha512", "ff")}
     assert bench.archive.times("GET", "1") == 1
 
 
-def test_a_second_hash_that_the_source_of_a_link_lacks_is_computed(bench: Bench) -> None:
+@pytest.mark.parametrize("before", [None, "sha512"])
+def test_a_second_hash_that_the_source_of_a_link_lacks_is_computed(
+    bench: Bench, before: str | None
+) -> None:
     first = bench.put(["1", "3"], uid="first")
-    stage(bench, first, None)
+    stage(bench, first, before)
+    of_first = also(bench, first)
     cart = bench.put(uid="again")
     stage(bench, cart, "sha256")
     assert also(bench, cart) == right("sha256")
     assert bench.archive.times("GET", "3") == 1
     # The source stays as it is: its cart may have been sent as a bag.
-    assert also(bench, first) == {"1": None, "3": None}
+    assert also(bench, first) == of_first
+
+
+def test_a_file_that_is_linked_again_keeps_the_type_of_its_second_hash(bench: Bench) -> None:
+    cart = bench.put(uid="first")
+    stage(bench, cart, "sha512")
+    stage(bench, bench.put(["1"], uid="other"), None)
+    bench.store.query("UPDATE file SET also_hash_type = NULL WHERE cart_id != ?", cart.id)
+    bench.volume.paths.member(cart, "dir/1").unlink()
+    bench.store.restage(cart, [0])
+
+    stage(bench, bench.store.cart(cart.id), "sha256", resumed=True)
+
+    assert bench.archive.times("GET", "1") == 1
+    assert also(bench, cart) == right("sha512")
 
 
 def test_a_damaged_source_gives_no_second_hash(bench: Bench) -> None:
