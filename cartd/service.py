@@ -413,8 +413,8 @@ class Cartd(Service):
         return 0.0 if self._force_stopped else self._components.config.shutdown_grace
 
     async def _drain(self) -> None:
-        self._draining = Deferred.fromCoroutine(self._components.pins.wait_until_idle())
-        self._draining.addTimeout(self._grace(), self._components.reactor)
+        idle = Deferred.fromCoroutine(self._components.pins.wait_until_idle())
+        self._draining = with_timeout(self._grace(), idle, self._components.reactor)
         try:
             await self._draining
         except (TimeoutError, CancelledError):

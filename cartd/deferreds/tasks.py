@@ -61,9 +61,11 @@ def with_timeout(seconds: float, work: Deferred[T], clock: IReactorTime) -> Defe
         return TimeoutError(f"it took more than {seconds:g} s")
 
     def late() -> None:
-        work.cancel()
-        if not waiting.called:
-            waiting.errback(too_long())
+        try:
+            work.cancel()
+        finally:  # even if a bug makes that fail, which the clock logs
+            if not waiting.called:
+                waiting.errback(too_long())
 
     timer = clock.callLater(seconds, late)
 

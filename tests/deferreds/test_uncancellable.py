@@ -81,3 +81,14 @@ def test_cancelling_with_timeout_cancels_the_work() -> None:
     assert isinstance(failure_of(results), CancelledError)
     assert work.called
     assert clock.getDelayedCalls() == []
+
+
+def test_with_timeout_fires_even_if_cancelling_the_work_fails() -> None:
+    def cannot_be_cancelled(_: object) -> None:
+        raise KeyError("a bug")
+
+    clock, work = Clock(), Deferred[None](cannot_be_cancelled)
+    results = outcome(with_timeout(5, work, clock))
+    with pytest.raises(KeyError):
+        clock.advance(5)
+    assert isinstance(failure_of(results), TimeoutError)
