@@ -218,7 +218,7 @@ class _Download:
         if state is None:
             if self._expected is not None and self._check_list(tree, rules) and part is None:
                 done = True
-                return self._all_here()
+                return self._all_here(tree, rules)
             state = self._new_state()
             self._begin(state, root)
             save_state(staging.state_path, state)
@@ -306,11 +306,12 @@ class _Download:
         name = self._source.filename
         return name[:-4] if name.endswith(".tar") else name
 
-    def _all_here(self) -> Report:
+    def _all_here(self, tree: Tree, rules: NameRules) -> Report:
         assert self._expected is not None
         tally = Tally()
         for wanted in self._expected:
-            tally.add(wanted.size or 0, wanted.algorithm or "")
+            found = tree.status(rules.parts(f"{self._top}/{wanted.path}"))
+            tally.add(found.st_size if found else 0, wanted.algorithm or "")
         return Report(tally.files, tally.bytes, tally.verified, tally.unverified)
 
     def _begin(self, state: State, directory: Path) -> None:

@@ -110,7 +110,7 @@ def test_4_missing_files_and_6_wrong_ones(cart: CartCommand, site: CartSite) -> 
 
 def test_4_a_partial_cart_unless_that_is_acceptable(cart: CartCommand, site: CartSite) -> None:
     body = json.loads(site.manifest(FILES, on_error="partial"))
-    body["fileids"].append({**entry("none", "run/c.dat", b""), "hashsum": ""})
+    body["fileids"].append({**entry("partial-c", "run/c.dat", b""), "hashsum": ""})
     (cart.directory / "my-data.json").write_text(json.dumps(body))
     partial = cart.process("fetch", "my-data.json", "--uid", "partial", "--delete-after")
 
@@ -121,7 +121,13 @@ def test_4_a_partial_cart_unless_that_is_acceptable(cart: CartCommand, site: Car
     assert (cart.directory / "my-data" / "run" / "a.dat").read_bytes() == FILES["run/a.dat"]
     assert cart("fetch", "my-data.json", "--uid", "partial", "--partial", "ok").status == 0
     assert cart("status", "partial").status == cart("wait", "partial").status == 4
+    assert (cart.directory / "my-data.missing.json").is_file()
     assert cart("wait", "partial", "--partial", "ok").status == 0
+    site.archive.put("partial-c", b"third")
+    assert cart("retry", "partial").status == 0
+    whole = cart("fetch", "my-data.json", "--uid", "partial")
+    assert (whole.status, whole.out) == (0, "3 files, 6.01 kB, all verified (sha1)\n")
+    assert not (cart.directory / "my-data.missing.json").exists()
 
 
 def test_5_a_cart_in_error(cart: CartCommand) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
@@ -132,7 +134,7 @@ def fetch(
             Directory(Path(directory)),
             filename=f"{name}.tar",
             format="bag" if given["bag"] else "tar",
-            expected=posted.files(),
+            expected=client.expected(posted, uid),
             options=_options(session, given),
             on_progress=lambda progress: shown.show(transfer(progress)),
         )
@@ -247,7 +249,7 @@ def get(
     else:
         target = TarFile(Path(output or f"{name}.tar"))
         name = given_name or file_name(target.path.name.removesuffix(".tar"))
-    expected = None if manifest is None else session.read_manifest(manifest).files()
+    given_manifest = None if manifest is None else session.read_manifest(manifest)
     client = session.client(waits=True)
     with session.showing(progress) as shown:
         client.wait(uid, timeout, lambda status: _show(shown, status))
@@ -256,7 +258,7 @@ def get(
             target,
             filename=f"{name}.tar",
             format="bag" if given["bag"] else "tar",
-            expected=expected,
+            expected=None if given_manifest is None else client.expected(given_manifest, uid),
             options=_options(session, given),
             on_progress=lambda progress: shown.show(transfer(progress)),
         )
@@ -303,6 +305,8 @@ def _end(
         members["deleted"] = True
     elif given["delete_after"]:
         session.warn(f"The cart {uid} was not deleted, as not all of its files are verified.")
+    if report.exit_status == ExitStatus.OK and "directory" in members:
+        _forget_missing(Path(members["directory"]), uid)
     hints = []
     if report.missing:
         hints.append(f"Stage them again: cart retry {uid}")
@@ -310,6 +314,15 @@ def _end(
         hints.append("Run the same command again to download them anew.")
     show_report(session, report, hints, to_stderr=to_stderr, uid=uid, **members)
     return exit_status
+
+
+def _forget_missing(folder: Path, uid: str) -> None:
+    """Remove the list of missing files of a download before, now that the files are there."""
+    listed = folder.with_name(f"{folder.name}.missing.json")
+    with suppress(OSError, ValueError):
+        document = json.loads(listed.read_bytes())
+        if isinstance(document, dict) and document.get("uid") == uid:
+            listed.unlink()
 
 
 def _accepted(exit_status: ExitStatus, partial: str) -> ExitStatus:
