@@ -49,6 +49,8 @@ class ArchiveState:
         """When a requested file will be on disk."""
         self.next_faults: defaultdict[str, deque[str]] = defaultdict(deque)
         """Faults for the next requests of a file."""
+        self.lost: set[str] = set()
+        """Files that the archive does not have."""
         self.chance = 0.0
         """Probability of a random fault per request."""
         self.down_until = 0.0
@@ -63,6 +65,7 @@ class ArchiveState:
         self.next_faults.clear()
         self.chance = self.down_until = 0.0
         self.on_tape.clear()
+        self.lost.clear()
 
     def to_tape(self, archive_id: str) -> None:
         self.on_tape.add(archive_id)
@@ -82,6 +85,8 @@ class ArchiveState:
         self.requests += 1
         if now < self.down_until:
             return "refused"
+        if archive_id in self.lost:
+            return PERMANENT
         coming = self.next_faults[archive_id]
         if coming and (body or coming[0] not in BODY_FAULTS):
             return coming.popleft()

@@ -125,10 +125,15 @@ class Checks:
             top = self._machine.volume / str(cart_id)
             spec = self._spec(row)
             there = {str(path) for path in files_below(top)}
+            lacking = self._check_failed_files(row, spec)
             names = (
                 {str(top / f"{spec.uid}.tar")}
-                if spec.bundle
-                else {str(name) for name, _ in _expected(spec, top)}
+                if spec.bundle and not lacking
+                else {
+                    str(name)
+                    for at, (name, _) in enumerate(_expected(spec, top))
+                    if at not in lacking
+                }
             )
             if there != names and not self._has_undetected_damage(row):
                 self._wrong(f"ready cart {cart_id} has extra or missing files: {there ^ names}")
@@ -137,6 +142,18 @@ class Checks:
                 self._wrong(f"cart {cart_id} is in error without a cause: {row['error']}")
         else:
             self._wrong(f"cart {cart_id} is stuck in {row['status']}")
+
+    def _check_failed_files(self, row: sqlite3.Row, spec: Spec) -> set[int]:
+        """Check the failed files of a ready cart; return their positions."""
+        failed = self.rows("SELECT * FROM file WHERE cart_id = ? AND status = 'error'", row["id"])
+        if len(failed) != row["files_failed"] or len(failed) > (spec.max_failed or 0):
+            numbers = f"{row['files_failed']} files of {spec.max_failed}"
+            self._wrong(f"ready cart {row['id']} lacks {len(failed)} files, counted as {numbers}")
+        for one in failed:
+            said = self._archive_state.messages[one["file_name"]]
+            if not any(message in one["error"] for message in said) and "404" not in one["error"]:
+                self._wrong(f"file {one['bundle_path']} failed without a cause: {one['error']}")
+        return {one["position"] for one in failed}
 
     def _has_undetected_damage(self, row: sqlite3.Row) -> bool:
         """Whether damage of the cart may be undetected, as only the newest cart is downloaded."""
@@ -182,8 +199,11 @@ class Checks:
         for name, value in counts.items():
             if row[name] != value:
                 self._wrong(f"{name} of cart {cart_id} is {row[name]}, not {value}")
-        if row["status"] == "ready" and row["files_staged"] != row["files_total"]:
+        ended = row["files_staged"] + row["files_failed"]
+        if row["status"] == "ready" and ended != row["files_total"]:
             self._wrong(f"ready cart {cart_id} has unstaged files")
+        if row["status"] == "ready" and row["bytes_total"] != row["bytes_staged"]:
+            self._wrong(f"ready cart {cart_id} has {row['bytes_total']} bytes")
 
     def _check_no_leftovers(self, live: dict[int, sqlite3.Row]) -> None:
         volume = self._machine.volume

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ from zope.interface import implementer
 from cartd.carts.download import Download
 from cartd.errors import CartdError, FileUnreadable, VolumeDamaged
 from cartd.http.headers import top_folder
-from cartd.model import UNRESTRICTED
+from cartd.model import UNRESTRICTED, Cart, CartFile, FileStatus
 from cartd.sending.sender import ClientDisconnected, PushSender
 from tests.simulation.oracle import Oracle, Spec
 from tests.simulation.reactor import SimulatedReactor
@@ -72,6 +73,24 @@ async def purge(process: SimulatedProcess, oracle: Oracle, uid: str) -> None:
         process.deleting[uid] -= 1
 
 
+async def retry(process: SimulatedProcess, uid: str) -> None:
+    with suppress(CartdError):
+        await process.components.recovery.wait_until_recovered()
+        await process.submissions.retry(UNRESTRICTED, uid)
+
+
+async def _failed_files(process: SimulatedProcess, cart: Cart) -> list[CartFile] | None:
+    """Return the files that a ready cart lacks; None if it has been restaged meanwhile."""
+    if not cart.files_failed:
+        return []
+    store = process.components.store
+    failed = await store.statuses.files(cart.id, status=FileStatus.ERROR, limit=10)
+    now = await store.carts.cart(cart.id)
+    if now is None or (now.status, now.updated) != (cart.status, cart.updated):
+        return None
+    return failed
+
+
 async def download(
     process: SimulatedProcess,
     oracle: Oracle,
@@ -84,7 +103,10 @@ async def download(
     try:
         await process.components.recovery.wait_until_recovered()
         async with process.components.downloads.open(UNRESTRICTED, uid, name) as opened:
-            tar = oracle.tar_of(opened.cart, top_folder(name))
+            failed = await _failed_files(process, opened.cart)
+            if failed is None:
+                return "restaged"
+            tar = oracle.tar_of(opened.cart, top_folder(name), failed)
             oracle.tagged(opened.etag, tar)
             if opened.length != len(tar):
                 oracle.violations.append(f"a tar of {opened.length} bytes instead of {len(tar)}")
@@ -122,7 +144,9 @@ async def _read(
     except VolumeDamaged as error:
         # Another process sees that a cart is in use only once its first bytes are read.
         purged = opened.cart.id in oracle.purged and not client.was_locked
-        if opened.cart.id not in oracle.damaged and not purged:
+        # A retry of a partial cart may have replaced its tree by a tar.
+        bundled = opened.cart.is_partial and opened.cart.bundle
+        if opened.cart.id not in oracle.damaged and not purged and not bundled:
             oracle.violations.append(f"cart {opened.cart.id} lost bytes while it was read: {error}")
         await process.components.downloads.restage(opened.cart)
         return "damaged"

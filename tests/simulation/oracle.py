@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cartd.manifest import parse
-from cartd.model import Cart
+from cartd.model import Cart, CartFile
+from cartd.tar.missing import missing_json
 from tests.simulation.archive import content, mtime
 
 
@@ -30,6 +31,7 @@ class Spec:
     uid: str
     files: tuple[Wanted, ...]
     bundle: bool
+    max_failed: int | None = None
 
     @property
     def body(self) -> bytes:
@@ -44,25 +46,35 @@ class Spec:
             }
             for one in self.files
         ]
-        return json.dumps({"fileids": entries, "bundle": self.bundle}).encode()
+        rule = {"on_error": "partial", "max_failed": self.max_failed}
+        permitted = {} if self.max_failed is None else rule
+        return json.dumps({"fileids": entries, "bundle": self.bundle, **permitted}).encode()
 
     @property
     def fingerprint(self) -> str:
         return parse(self.body).fingerprint
 
-    def tar(self, top: str) -> bytes:
+    def tar(self, top: str, failed: Sequence[CartFile] = (), created: int = 0) -> bytes:
         """Return the tar as :mod:`tarfile` writes it; directories come before their first file.
 
-        A directory has the time of the newest file below it.
+        A directory has the time of the newest file below it.  The tar of a partial cart lacks the
+        ``failed`` files and begins with their list, which has the time at which it was posted.
         """
+        lacking = {one.position for one in failed}
+        there = [one for at, one in enumerate(self.files) if at not in lacking]
+        left = replace(self, files=tuple(there))
         out = io.BytesIO()
         with tarfile.open(mode="w", fileobj=out, format=tarfile.PAX_FORMAT) as tar:
-            for name, archive_id in self._members(top):
+            if failed:
+                info, data = tarfile.TarInfo(f"{top}.missing.json"), missing_json(self.uid, failed)
+                info.mtime, info.size = created, len(data)
+                tar.addfile(info, io.BytesIO(data))
+            for name, archive_id in left._members(top):
                 info = tarfile.TarInfo(name)
                 data = b"" if archive_id is None else content(archive_id)
                 info.type = tarfile.DIRTYPE if archive_id is None else tarfile.REGTYPE
                 info.mode = 0o755 if archive_id is None else 0o644
-                info.mtime = self._newest(name, top) if archive_id is None else mtime(archive_id)
+                info.mtime = left._newest(name, top) if archive_id is None else mtime(archive_id)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         return out.getvalue()
@@ -105,13 +117,17 @@ class Oracle:
         """Number of downloads read to the end."""
         self._tags: dict[str, bytes] = {}
         self._tars: dict[tuple[Spec, str], bytes] = {}
+        """Of complete carts."""
 
     def post(self, spec: Spec) -> None:
         self.specs[spec.uid, spec.fingerprint] = spec
         self.last[spec.uid] = spec
 
-    def tar_of(self, cart: Cart, top: str) -> bytes:
+    def tar_of(self, cart: Cart, top: str, failed: Sequence[CartFile] = ()) -> bytes:
+        """Return the tar of a cart of which these files have failed."""
         spec = self.specs[cart.uid, cart.fingerprint or ""]
+        if failed:
+            return spec.tar(top, failed, int(cart.created))
         key = spec, cart.uid if cart.bundle else top
         if key not in self._tars:
             self._tars[key] = spec.tar(key[1])

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 
 from tests.simulation.archive import FAULTS, SIZES, WITHOUT_HASH, ArchiveState
 from tests.simulation.checks import Checks, all_finished
-from tests.simulation.clients import delete, download, post, purge
+from tests.simulation.clients import delete, download, post, purge, retry
 from tests.simulation.disk import BROKEN, FULL
 from tests.simulation.oracle import Oracle, Spec, Wanted
 from tests.simulation.process import Machine, SimulatedProcess, files_below
@@ -48,7 +48,9 @@ def wanted(draw: st.DrawFn) -> tuple[Wanted, ...]:
     )
 
 
-specs = st.builds(Spec, uids, wanted(), st.sampled_from([False, False, True]))
+lost_files = st.one_of(st.sets(ids, max_size=0), st.sets(ids, min_size=1, max_size=2))
+may_fail = st.sampled_from([None, 1, 5, 5])
+specs = st.builds(Spec, uids, wanted(), st.sampled_from([False, False, True]), may_fail)
 
 
 class RandomScenario(RuleBasedStateMachine):
@@ -60,8 +62,9 @@ class RandomScenario(RuleBasedStateMachine):
         seed=st.integers(0, 2**32 - 1),
         quota=st.sampled_from([None, None, None, 4000, 16_000]),
         carts=st.lists(specs, min_size=1, max_size=3),
+        lost=lost_files,
     )
-    def begin(self, seed: int, quota: int | None, carts: list[Spec]) -> None:
+    def begin(self, seed: int, quota: int | None, carts: list[Spec], lost: set[str]) -> None:
         assume(seed)  # the simplest scenario is the same each time
         self.random = Random(seed)
         self.machine.clean(self.random)
@@ -69,6 +72,7 @@ class RandomScenario(RuleBasedStateMachine):
         self.oracle = Oracle()
         self.oracle.evicts = quota is not None
         self.archive_state = ArchiveState(self.random)
+        self.archive_state.lost = lost
         self.checks = Checks(self.machine, self.oracle, self.archive_state)
         self.failed = False
         self.power_failing = False
@@ -147,6 +151,11 @@ class RandomScenario(RuleBasedStateMachine):
                 self._damage(self.random.choice(linked), "cut")
 
     @rule(uid=uids)
+    def retry(self, uid: str) -> None:
+        with self._checked():
+            self.process.begin(retry(self.process, uid))
+
+    @rule(uid=uids)
     def delete(self, uid: str) -> None:
         with self._checked():
             self.process.begin(delete(self.process, self.oracle, uid))
@@ -219,6 +228,11 @@ class RandomScenario(RuleBasedStateMachine):
         self.archive_state.next_faults[archive_id].extend(faults)
         if tape:
             self.archive_state.to_tape(archive_id)
+
+    @rule(lost=lost_files)
+    def archive_loses(self, lost: set[str]) -> None:
+        """Only these files are missing from now on."""
+        self.archive_state.lost = lost
 
     @rule(
         archive=st.sampled_from([0.0, 0.1, 0.5]),
