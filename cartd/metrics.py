@@ -42,7 +42,7 @@ QUICK = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5)
 AGES = (HOUR, 6 * HOUR, DAY, 3 * DAY, 7 * DAY, 14 * DAY, 30 * DAY, 90 * DAY, 365 * DAY)
 
 POST_OUTCOMES = ("accepted", "repeated", "rejected")
-CART_OUTCOMES = ("complete", "failed")
+CART_OUTCOMES = ("complete", "partial", "failed")
 WAYS = ("fetched", "linked", "kept")
 DOWNLOAD_OUTCOMES = ("complete", "range", "disconnected", "damaged", "failed")
 VERIFICATION_RESULTS = ("intact", "damaged")
@@ -201,7 +201,9 @@ class Metrics:
             "cartd_carts_posted_total", "Manifests posted, by outcome.", ["outcome"]
         )
         self.carts_finished = counter(
-            "cartd_carts_finished_total", "Carts that were staged, by outcome.", ["outcome"]
+            "cartd_carts_finished_total",
+            "Carts that were staged, by outcome: complete, partial or failed.",
+            ["outcome"],
         )
         self.staging_seconds = histogram(
             "cartd_cart_staging_seconds",

@@ -21,7 +21,6 @@ from cartd.errors import (
     InvalidManifest,
     Stopping,
     Unavailable,
-    VolumeNotWritable,
 )
 from cartd.manifest import Manifest, parse
 from cartd.metrics import UNEXPOSED, Metrics
@@ -247,7 +246,8 @@ class Submissions:
         :raises CartNotFound: there is none that has not been deleted.
         :raises Conflict: it is neither in error nor partial.
         :raises QuotaExceeded: the user has reached a limit of unfinished carts.
-        :raises Unavailable: the service is stopping, or is staging as many carts as it may.
+        :raises Unavailable: the service is stopping, or is staging as many carts as it may, or the
+            volume is not writable.
         """
         self._check_open("retry")
         cart = await self.find(viewer, uid)
@@ -266,13 +266,7 @@ class Submissions:
             if limits and cart.owner is not None:
                 unstaged = cart.files_total - cart.files_staged
                 await self._store.carts.check_quota(cart.owner, limits, unstaged)
-            try:
-                await uncancellable(Deferred.fromCoroutine(self._restage(cart)))
-            except VolumeNotWritable as error:
-                raise Unavailable(
-                    f"The volume is not writable ({error.reason}): the cart stays as it is; retry"
-                    " later"
-                ) from error
+            await uncancellable(Deferred.fromCoroutine(self._restage(cart)))
         restaged = await self._store.carts.cart(cart.id)
         if restaged is None or restaged.status is CartStatus.DELETED:
             raise CartNotFound("Not Found")

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from twisted.logger import Logger
 
-from cartd.errors import VolumeNotWritable
+from cartd.errors import Unavailable, VolumeNotWritable
 from cartd.model import UNFINISHED, Cart, CartFile, CartStatus, FileStatus
 from cartd.sending.tar_index_cache import TarIndexCache
 from cartd.store import Carts, Store
@@ -149,6 +149,7 @@ class Repair:
 
         :raises VolumeNotWritable: a ready cart is kept, as nothing can be written; logged once for
             all carts.
+        :raises Unavailable: the same, for a partial cart that is not damaged.
         """
         current = await self._store.carts.cart(cart.id)
         if current is None or current.status in (*UNFINISHED, CartStatus.DELETED):
@@ -160,10 +161,13 @@ class Repair:
         if current.status == CartStatus.READY:
             if whole and not (retry_failed and current.is_partial):
                 return  # it has been repaired meanwhile
-            await self._check_writable(current)
-            if not whole and self._restaged_too_often(cart.id):
-                await self._fail_permanently(current)
-                return
+            if whole:
+                await self._check_retryable()
+            else:
+                await self._check_writable(current)
+                if self._restaged_too_often(cart.id):
+                    await self._fail_permanently(current)
+                    return
         log.info(
             "{cart}: restaging, fetching {lost} of {total} files again",
             cart=cart,
@@ -172,6 +176,15 @@ class Repair:
         )
         if await self._store.progress.restage(cart.id, lost=lost, now=self._now()):
             self._stage(cart.id)
+
+    async def _check_retryable(self) -> None:
+        """Raise Unavailable if the volume is not writable: the cart would end in error."""
+        try:
+            await self._volume.check_writable()
+        except VolumeNotWritable as error:
+            raise Unavailable(
+                f"The volume is not writable ({error.reason}): the cart stays as it is; retry later"
+            ) from error
 
     async def _check_writable(self, cart: Cart) -> None:
         try:

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from cartd.errors import VolumeNotWritable
+from cartd.errors import Unavailable, VolumeNotWritable
 from cartd.integrity.repair import MAX_RESTAGES, PAGE, RESTAGE_WINDOW, Repair
-from cartd.model import Cart, CartFile, CartStatus
+from cartd.model import Cart, CartFile, CartStatus, FileStatus
 from cartd.volume import FileFacts
 from tests.support.volume_parts import logged, result_of
 
@@ -30,6 +30,7 @@ class Rows:
         self.lost: list[int] = []
         """How many files were lost at each restage."""
         self.ended: list[str] = []
+        self.status: dict[int, FileStatus] = {}
 
     async def cart(self, _: int) -> Cart:
         return self.current
@@ -38,7 +39,15 @@ class Rows:
         self.pages += 1
         assert limit == PAGE
         return [
-            CartFile(at, f"id-{at}", f"directory/file-{at}", "sha1", "0" * 40, size=1)
+            CartFile(
+                at,
+                f"id-{at}",
+                f"directory/file-{at}",
+                "sha1",
+                "0" * 40,
+                self.status.get(at, FileStatus.STAGED),
+                size=1,
+            )
             for at in range(after + 1, min(after + 1 + limit, self._number))
         ]
 
@@ -92,8 +101,11 @@ class Bench:
             now=lambda: self.now,
         )
 
-    def restage(self, damaged: Sequence[int] = (), unreadable: str | None = None) -> None:
-        result_of(self.repair.restage(CART, damaged, unreadable=unreadable))
+    def restage(
+        self, damaged: Sequence[int] = (), unreadable: str | None = None, *, retry: bool = False
+    ) -> None:
+        restaging = self.repair.restage(CART, damaged, unreadable=unreadable, retry_failed=retry)
+        result_of(restaging)
 
 
 @pytest.mark.parametrize("first", [0, MANY // 2])
@@ -150,6 +162,38 @@ def test_a_cart_stays_ready_while_the_volume_is_not_writable() -> None:
     volume.refuses = ""
     bench.restage()
     assert bench.staged == [1]
+
+
+class TestPartialCarts:
+    """The last of three files has failed, and is not on the volume."""
+
+    @pytest.fixture
+    def bench(self) -> Bench:
+        rows = Rows(3, replace(CART, bundle=True, files_total=3, files_failed=1))
+        rows.status[2] = FileStatus.ERROR
+        return Bench(rows, Lacking(2))
+
+    def test_a_partial_cart_is_intact_without_its_failed_files(self, bench: Bench) -> None:
+        assert result_of(bench.repair.is_intact(bench.rows.current))
+        bench.restage()
+        assert bench.staged == []
+
+    def test_only_a_retry_restages_it_and_may_do_so_often(self, bench: Bench) -> None:
+        for _ in range(2 * MAX_RESTAGES):
+            bench.restage(retry=True)
+        assert bench.rows.lost == [0] * 2 * MAX_RESTAGES and bench.rows.ended == []
+
+    def test_only_its_damaged_files_are_lost(self, bench: Bench) -> None:
+        bench.restage([1])
+        assert bench.rows.lost == [1]
+
+    def test_a_retry_needs_a_writable_volume(self) -> None:
+        rows, volume = Rows(3, replace(CART, files_failed=1)), Lacking(3)
+        volume.refuses = "Read-only file system"
+        bench = Bench(rows, volume)
+        with pytest.raises(Unavailable, match="the cart stays as it is"):
+            bench.restage(retry=True)
+        assert bench.staged == []
 
 
 def test_restages_outside_the_window_do_not_count() -> None:
