@@ -9,6 +9,8 @@ import pytest
 
 from cartd_client import Client, ExitStatus, FileEntry, Manifest, TarFile
 from cartd_client.errors import CartFailed, NoSuchCart, NotSupported
+from tests.support.cart_command import CartCommand
+from tests.support.download_proxy import Answer, DownloadProxy
 from tests.support.served_directory import ServedDirectory
 
 Pacifica = tuple[str, ServedDirectory]
@@ -80,3 +82,22 @@ def test_what_it_does_not_have_is_said(client: Client) -> None:
         with pytest.raises(NotSupported) as raised:
             request()
         assert raised.value.problem["type"] == "urn:cartd-client:not-supported"
+
+
+def test_the_command_says_that_a_download_starts_over(
+    client: Client, pacifica: Pacifica, tmp_path: Path
+) -> None:
+    faults = [1000]
+
+    def cut_once(answer: Answer) -> None:
+        if faults:
+            answer.cut_after = faults.pop()
+
+    (tmp_path / "my-data.json").write_bytes(made().open().read())
+    with DownloadProxy(int(pacifica[0].rstrip("/").rpartition(":")[2])) as proxy:
+        proxy.fault = cut_once
+        ended = CartCommand(tmp_path, f"http://127.0.0.1:{proxy.port}")("fetch", "my-data.json")
+
+    assert (ended.status, ended.out) == (0, "2 files, 11 B, all verified (sha1)\n")
+    assert "this service cannot continue one: it has to start over" in ended.err
+    assert (tmp_path / "my-data" / "run" / "a.dat").read_bytes() == b"first"

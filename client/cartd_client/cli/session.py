@@ -13,11 +13,12 @@ import click
 
 from cartd_client.cli.options import CommonOptions, Number, ParamType
 from cartd_client.cli.progress import MODES, Display, display
-from cartd_client.cli.terminal import Terminal, json_text
+from cartd_client.cli.terminal import Terminal, duration, json_text
 from cartd_client.client import Client
 from cartd_client.config import Settings, load
 from cartd_client.errors import ClientError, InvalidSetting, UsageError
 from cartd_client.manifest import Manifest
+from cartd_client.ranges import CannotResume
 from cartd_client.transport import Retry
 
 RETRIES = 3
@@ -96,7 +97,9 @@ class Session:
 
     def _on_retry(self, retry: Retry) -> None:
         """Say that the service is in trouble; at the first failure only if it lasts."""
-        if retry.attempt > 1 or self.options.verbose:
+        if isinstance(retry.error, CannotResume):
+            self.warn(f"{retry.error}; starting over in {duration(retry.delay)}")
+        elif retry.attempt > 1 or self.options.verbose:
             self.display.trouble(str(retry.error), retry.delay)
 
     @contextmanager
