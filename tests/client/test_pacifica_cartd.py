@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cartd_client import Client, ExitStatus, FileEntry, Manifest, TarFile
+from cartd_client import Client, ExitStatus, FileEntry, Manifest, TarFile, watch
 from cartd_client.errors import CartFailed, NoSuchCart, NotSupported
 from tests.support.cart_command import CartCommand
 from tests.support.download_proxy import Answer, DownloadProxy
@@ -37,6 +37,12 @@ def client(pacifica: Pacifica) -> Client:
     for archive_id, (_, data) in FILES.items():
         archive.put(archive_id, data)
     return Client(url, retries=3)
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MAX_INTERVAL", 0.3)
+    monkeypatch.setattr(watch, "MIN_INTERVAL", 0.3)
 
 
 def test_a_cart_is_posted_once_and_waited_for(client: Client) -> None:
