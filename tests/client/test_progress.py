@@ -139,8 +139,10 @@ def test_lines_are_written_each_5_percent_or_30_seconds(
 def test_a_line_says_what_the_cart_waits_for(recorded: Recorded, lines: LineDisplay) -> None:
     lines.show(staging(STAGING))
     lines.show(transfer(DOWNLOAD))
+    lines.show(staging(Status("my-cart", "staging")))
 
-    first, second = recorded.lines
+    first, second, third = recorded.lines
+    assert third[20:] == "Staging", "a Pacifica Cartd tells no more"
     assert first[20:] == (
         "Staging: 48 %, 581 of 1,200 files, ready in 7 to 22 min, 81 MB/s, 1 failed."
         " Waiting for tape: 210 of 1,200 files"

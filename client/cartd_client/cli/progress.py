@@ -196,7 +196,8 @@ class LineDisplay(Display):
     def _write(self, stage: Stage) -> None:
         self._shown, self._shown_at = stage, self._clock()
         said = ", ".join(part for part in (stage.percent, *stage.facts) if part)
-        self._print(f"{stage.name}: {said}" + (f". {stage.detail}" if stage.detail else ""))
+        text = f"{stage.name}: {said}" if said else stage.name
+        self._print(f"{text}. {stage.detail}" if stage.detail else text)
 
     def _print(self, text: str) -> None:
         self.terminal.err.print(

@@ -222,7 +222,7 @@ def get(
 ) -> ExitStatus:
     """Download a cart, and verify it while it arrives. Waits until it is ready.
 
-    Without -o and -x the tar is saved as UID.tar. A download that was interrupted is continued
+    Without -o and -x the tar is saved as NAME.tar. A download that was interrupted is continued
     by the same command; only one to standard output cannot be.
 
     \b
