@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cartd_client import Client, Directory, FileEntry, Options, TarFile
+from cartd_client import Client, Directory, FileEntry, Options, TarFile, meter
 from cartd_client import verify as verifying
 from cartd_client.errors import ClientError, ExitStatus, UsageError, VerificationFailed
 from cartd_client.model import Progress
 from tests.client.test_download import tree
 from tests.support.cart_site import CartSite
+from tests.support.running_cartd import entry, manifest
 
 FILES = {
     "a/large.bin": bytes(range(256)) * 3000,
@@ -22,12 +24,27 @@ FILES = {
     "b/line\nfeed": b"line feed",
     **{f"c/{number}.dat": b"%d" % number for number in range(100)},
 }
+LOST = {"d/lost.dat": b"lost", "a/lost.dat": b"lost, too"}
 
 
 @pytest.fixture(scope="module")
 def whole(site: CartSite) -> str:
     site.stage("whole", FILES)
     return "whole"
+
+
+@pytest.fixture(scope="module")
+def partial(site: CartSite) -> str:
+    """A cart that is ready without two of its files."""
+    entries = []
+    for number, (path, data) in enumerate({**LOST, **FILES}.items()):
+        if path not in LOST:
+            site.archive.put(f"partial-{number}", data)
+        entries.append(entry(f"partial-{number}", path, data))
+    body = manifest(sorted(entries, key=lambda one: str(one["path"])), on_error="partial")
+    assert site.cartd.post("partial", body).status == 201
+    site.cartd.wait_until("partial", "ready")
+    return "partial"
 
 
 @pytest.mark.parametrize("jobs", [1, 4])
@@ -46,6 +63,47 @@ def test_a_bag_is_verified_by_its_own_sums_while_it_arrives(
     }
     report = client.download(whole, TarFile(tmp_path / "my.tar"), format="bag", options=options)
     assert report.verified == {"sha1": len(FILES)}
+
+
+def stop_at(count: int) -> Callable[[Progress], None]:
+    def on_progress(progress: Progress) -> None:
+        if progress.bytes_done >= count:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+@pytest.mark.parametrize("format", ["bag", "tar"])
+@pytest.mark.parametrize("to_file", [True, False])
+def test_a_partial_cart_names_what_is_missing_also_when_it_is_resumed(
+    client: Client,
+    partial: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    to_file: bool,
+) -> None:
+    monkeypatch.setattr(meter, "INTERVAL", 0.0)
+    target = TarFile(tmp_path / "my.tar") if to_file else Directory(tmp_path)
+    # As a manifest lists them: without the fate of each.
+    listed = [
+        FileEntry(file.position, file.id, file.path, None, None, file.hash_type, file.hash_sum)
+        for file in client.files(partial)
+    ]
+    assert len(listed) == len(FILES) + len(LOST)
+    for count in (1, 300_000, 700_000):
+        with pytest.raises(KeyboardInterrupt):
+            client.download(
+                partial, target, format=format, expected=listed, on_progress=stop_at(count)
+            )
+    for expected in (listed, None):
+        report = client.download(partial, target, format=format, expected=expected)
+        assert (report.exit_status, report.outcome) == (ExitStatus.PARTIAL, "partial")
+        assert sorted(problem.path for problem in report.missing) == sorted(LOST)
+        assert {problem.problem for problem in report.missing} == {"file-not-in-archive"}
+        assert report.verified == {"sha1": len(FILES)}
+        if to_file:
+            (tmp_path / "my.tar").unlink()
 
 
 def test_a_bag_whose_sums_contradict_each_other_is_rejected(
