@@ -43,21 +43,28 @@ class NameRules:
             raise UnsafeName("the path is absolute")
         if "\0" in name or not name:
             raise UnsafeName("the path is empty or has a NUL")
-        parts = tuple(part for part in name.split("/") if part not in ("", "."))
+        parts = tuple(name.split("/"))
+        if "" in parts or "." in parts:
+            parts = tuple(part for part in parts if part not in ("", "."))
         if not parts:
             raise UnsafeName("the path is the directory itself")
         if len(parts) > MAX_DEPTH or len(name) > MAX_PATH_BYTES:
             raise UnsafeName("the path is too long")
+        if ".." in parts:
+            raise UnsafeName("the path has a component '..'")
+        # A character has four bytes at most.
+        if 4 * len(name) > self.max_name_bytes or self.windows:
+            self._check(parts)
+        return parts
+
+    def _check(self, parts: tuple[str, ...]) -> None:
         for part in parts:
-            if part == "..":
-                raise UnsafeName("the path has a component '..'")
-            if len(part) > 63 and self._length(part) > self.max_name_bytes:
+            if self._length(part) > self.max_name_bytes:
                 raise UnsafeName(
                     f"a component of the path has more than {self.max_name_bytes} bytes"
                 )
             if self.windows:
                 _check_windows(part)
-        return parts
 
     def fold(self, path: str) -> str:
         """Return the same text for all spellings of a path that are one file here."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import NamedTuple, Union
+from zlib import adler32
 
 BLOCK = 512
 MAX_EXTENSION = 1 << 20
@@ -175,7 +176,9 @@ class TarStream:
     def _header(self, block: bytes) -> Member | None:
         if block[257:265] not in (b"ustar\x0000", b"ustar  \0"):
             raise self._error("no header of a tar")
-        if sum(block) - sum(block[148:156]) + 8 * 32 != self._number(block[148:156], "checksum"):
+        # The low half of Adler-32 is one plus the sum of the bytes, modulo 65,521 (RFC 1950).
+        total = (adler32(block) & 0xFFFF) - (adler32(block[148:156]) & 0xFFFF) + 8 * 32
+        if (total - self._number(block[148:156], "checksum")) % 65521:
             raise self._error("a header with a wrong checksum")
         size = self._number(block[124:136], "size")
         kind = block[156:157]
