@@ -277,6 +277,8 @@ class StagingPipeline:
             left = await store.progress.recount_failed(self._cart.id, self._holder)
             self._failures.keep(left)
             self._cart = replace(self._cart, files_failed=len(left))
+            if not left:  # a tar is written after all
+                await self._reserve(self._cart.bytes_staged)
 
     async def _drop_failed(self) -> None:
         """Remove what is in the places of failed files, such as a damaged file of that name."""
@@ -293,12 +295,9 @@ class StagingPipeline:
         store, tar = self._context.store, None
         if self._cart.has_tar:
             volume_bytes = await self._bundle()
-        elif self._cart.files_failed:
-            volume_bytes = self._cart.bytes_staged
-            tar = await self._build_tar_index()
         else:
             cart = await store.carts.cart(self._cart.id)
-            volume_bytes = cart.bytes_total or 0 if cart else 0
+            volume_bytes = cart.bytes_staged if cart else 0
             tar = await self._build_tar_index()
         newest = await store.carts.newest(self._cart.uid)
         if newest is not None and newest.id == self._cart.id:
@@ -311,7 +310,7 @@ class StagingPipeline:
             volume_bytes=volume_bytes,
             now=self._context.now(),
             tar=tar,
-            partial=self._cart.files_failed > 0,
+            may_lack=self._cart.max_failed is not None,
         )
 
     async def _build_tar_index(self) -> TarFacts:

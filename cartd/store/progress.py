@@ -363,15 +363,16 @@ class Progress:
         volume_bytes: int,
         now: float,
         tar: TarFacts | None = None,
-        partial: bool = False,
+        may_lack: bool = False,
     ) -> None:
         """Set the cart to ready, with ``volume_bytes`` on the volume; the lease ends.
 
         ``tar`` is None if the tar is on the volume: it was recorded before it was written.
-        ``partial``: the files that have failed stay so, and do not count in ``bytes_total``.
+        ``may_lack``: it may be partial.  The files that have failed stay so, and ``bytes_total``
+        becomes the sum of the others.
         """
         values = _end(CartStatus.READY, "", now) | {"volume_bytes": volume_bytes}
-        values |= {"bytes_total": cart.c.bytes_staged} if partial else {"files_failed": 0}
+        values |= {"bytes_total": cart.c.bytes_staged} if may_lack else {"files_failed": 0}
         if tar is not None:
             values |= _tar(tar)
         async with self._database.transaction() as transaction:

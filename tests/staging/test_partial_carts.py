@@ -258,15 +258,29 @@ class TestDuplicates:
         assert (cart.files_staged, cart.files_failed, cart.bytes_linked) == (2, 1, 3)
         assert cart.bytes_total == cart.bytes_staged == cart.volume_bytes == 303
 
-    def test_a_link_keeps_a_cart_below_its_limit(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("bundle", [False, True])
+    def test_a_link_keeps_a_cart_below_its_limit(self, bench: Bench, bundle: bool) -> None:
+        reserved: list[tuple[int, int]] = []
+        reserve = bench.reserve
+
+        async def record(cart: Cart, holder: str, *, bytes_total: int, volume_bytes: int) -> None:
+            reserved.append((bytes_total, volume_bytes))
+            await reserve(cart, holder, bytes_total=bytes_total, volume_bytes=volume_bytes)
+
+        bench.reserve = record
         bench.archive.fails["HEAD", "1"] = [missing()]
         held = bench.archive.holds["GET", "2"] = Deferred()
-        cart = bench.put(max_failed=0)
+        cart = bench.put(max_failed=0, bundle=bundle)
         ended = begin(staging(bench, cart))
         staged(bench, bench.put(["1"], "other"))
         held.callback(None)
         assert ended == [None]
-        assert bench.store.cart(cart.id).outcome is Outcome.COMPLETE
+        cart = bench.store.cart(cart.id)
+        tar = (bench.root / "1" / "mine.tar").stat().st_size if bundle else 0
+        assert cart.outcome is Outcome.COMPLETE
+        assert (cart.bytes_total, cart.volume_bytes) == (303, tar or 303)
+        # What is linked needs no space of its own, but its copy in the tar does.
+        assert reserved[0] == (300, 300) and reserved[-1] == (303, 303 + tar)
 
     def test_a_failed_file_is_no_source_and_the_others_are(self, bench: Bench) -> None:
         bench.archive.bad = {"2": missing()}

@@ -25,7 +25,9 @@ async def partial(store: Store) -> Cart:
     await store.progress.record_staged(cart.id, "me", [(0, SHA1), (2, SHA1)], now=12)
     failed = FileFailure(1, "404", Problem.FILE_NOT_IN_ARCHIVE)
     await store.progress.record_file_errors(cart.id, "me", [failed])
-    await store.progress.record_ready(cart.id, "me", volume_bytes=20, now=20, tar=TAR, partial=True)
+    await store.progress.record_ready(
+        cart.id, "me", volume_bytes=20, now=20, tar=TAR, may_lack=True
+    )
     return await found(store, cart)
 
 
@@ -113,7 +115,7 @@ async def test_a_tar_is_not_recorded_for_a_cart_that_has_changed(store: Store) -
     await store.progress.record_tar(cart.id, other, seen=cart.updated)
     assert (await found(store, cart)).tar == TAR
     await store.leases.claim(cart.id, "me", now=30, until=99)
-    await store.progress.record_ready(cart.id, "me", volume_bytes=20, now=40, partial=True)
+    await store.progress.record_ready(cart.id, "me", volume_bytes=20, now=40, may_lack=True)
     await store.progress.record_tar(cart.id, other, seen=cart.updated)
     assert (await found(store, cart)).tar == TAR
     await store.progress.record_tar(cart.id, other, seen=40.0)
