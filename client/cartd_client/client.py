@@ -38,6 +38,9 @@ from cartd_client.model import (
 )
 from cartd_client.transport import OnRetry, Response, Transport, quote_segment
 
+POST_SILENCE = 900.0
+"""Seconds that the service may take to check and store a manifest, which may have millions of
+files; sent again, it would take as long again."""
 _JSON = {"Content-Type": "application/json"}
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -101,7 +104,9 @@ class Client:
         if given is None and self._is_known_elsewhere(uid):
             return uid
         with manifest.open() as body:
-            self.transport.request("POST", quote_segment(uid), headers=_JSON, body=body)
+            self.transport.request(
+                "POST", quote_segment(uid), headers=_JSON, body=body, silence=POST_SILENCE
+            )
         return uid
 
     def _is_known_elsewhere(self, uid: str) -> bool:
@@ -281,7 +286,9 @@ class Client:
     def plan(self, manifest: Manifest) -> Mapping[str, Any]:
         """Return what a cart of this manifest would take, as the service tells it."""
         with manifest.open() as body:
-            answer = self.transport.request("POST", "-/plan", headers=_JSON, body=body).json()
+            answer = self.transport.request(
+                "POST", "-/plan", headers=_JSON, body=body, silence=POST_SILENCE
+            ).json()
         if not isinstance(answer, dict):
             raise InvalidResponse("The service sent no JSON object for a plan")
         return answer

@@ -18,7 +18,8 @@ What counts, the first that is there:
   (or ``NETRC``).  A profile's credentials are sent to the profile's own URL only.
 * Certificates: ``--cacert``, ``CARTD_CACERT``, the profile's ``cacert``, the system's.
 
-A file with a token must not be accessible to others.
+Files that a profile names may be relative to its own.  A file with a token or a password must not
+be accessible to others.
 """
 
 from __future__ import annotations
@@ -101,13 +102,16 @@ def load(
     """Return the settings from options, the environment and the profile; raise UsageError."""
     profile = profile or environ.get("CARTD_PROFILE") or None
     given = url or environ.get("CARTD_URL") or None
-    name, values = _profile(profile, config_path(environ), needed=given is None)
+    path = config_path(environ)
+    name, values = _profile(profile, path, needed=given is None)
     base = given or values.get("url")
     if base is None:
         raise UsageError(
             "The URL of the service is not known: give --url URL, set CARTD_URL, or run cart login"
         )
     base, login = split_login(base)
+    if login is not None and given is None:
+        _check_access(path, path.stat())
     own = "url" in values and split_login(values["url"])[0] == base
     notes: list[str] = []
     token, found = _token(base, token_file, values if own else {}, environ, notes)
@@ -140,13 +144,16 @@ def load(
 
 def read_token(path: str | os.PathLike[str]) -> str:
     """Return the token in a file; raise UsageError, also if others have access to the file."""
-    file = Path(path).expanduser()
+    file = Path(path)
     try:
+        file = file.expanduser()
         with file.open("rb") as opened:
             _check_access(file, os.fstat(opened.fileno()))
             text = opened.read(MAX_TOKEN + 1)
     except OSError as error:
         raise UsageError(f"The token file {file} cannot be read: {error.strerror}") from error
+    except RuntimeError as error:
+        raise UsageError(f"The token file {file} cannot be read: {error}") from error
     token = text.strip().decode("ascii", errors="replace")
     valid = token.isascii() and token.isprintable() and " " not in token
     if not token or not valid or len(text) > MAX_TOKEN:
@@ -231,19 +238,21 @@ def _netrc(
 ) -> tuple[tuple[str, str] | None, str | None]:
     """Return name and password of the host's own entry, and where it was."""
     given = environ.get("NETRC")
-    names = (".netrc", "_netrc") if sys.platform == "win32" else (".netrc",)
-    for path in [Path(given)] if given else [Path.home() / name for name in names]:
+    names = ("~/.netrc", "~/_netrc") if sys.platform == "win32" else ("~/.netrc",)
+    for name in [given] if given else names:
+        path = Path(name)
         try:
+            path = path.expanduser()
             hosts = netrc.netrc(str(path)).hosts
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, RuntimeError):
+            continue  # RuntimeError: this user has no home
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
             notes.append(f"{path} is ignored: {error}")
             continue
         if host in hosts:
             _check_access(path, path.stat())
-            name, _, password = hosts[host]
-            return (name, password or ""), str(path)
+            user, _, password = hosts[host]
+            return (user, password or ""), str(path)
     return None, None
 
 
@@ -315,7 +324,16 @@ def _profile(name: str | None, path: Path, *, needed: bool) -> tuple[str | None,
             raise UsageError(f"{path}: unknown key {key!r} in the profile {chosen!r}")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UsageError(f"{path}: the value of {key!r} in the profile {chosen!r} is invalid")
-    return chosen, values
+    return chosen, {**values, **_from_directory(path, values)}
+
+
+def _from_directory(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the files that a profile names; relative ones are beside the file of profiles."""
+    names = {key: values[key] for key in ("token_file", "cacert") if key in values}
+    try:
+        return {key: str(path.parent / Path(name).expanduser()) for key, name in names.items()}
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> str:

@@ -98,8 +98,8 @@ def test_a_partial_cart_is_ready_and_says_so(
     uid = client.submit(body)
     ready = client.wait(uid, timeout=60)
     assert (ready.is_ready, ready.is_partial, ready.outcome) == (True, True, "partial")
-    told = head(client.transport, uid)
-    for status in (ready, told):
+    by_head = head(client.transport, uid)
+    for status in (ready, by_head):
         assert (status.outcome, status.files.failed) == ("partial", 1)
     assert [file.path for file in client.files(uid, failed=True)] == ["late.dat"]
     with pytest.raises(PartialCart, match="1 of 2 files"):

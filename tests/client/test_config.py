@@ -87,6 +87,40 @@ def test_the_credentials_of_a_profile_go_to_its_own_service(
     assert config.load(environ=environ, url="http://cartd.example.org").token is None
 
 
+def test_files_of_a_profile_are_beside_it(
+    environ: dict[str, str],
+    profiles: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = f'[profiles.a]\nurl = "{URL}"\ntoken_file = "a.token"\ncacert = "/ca.pem"\n'
+    profiles(text)
+    secret(Path(environ["CARTD_CLIENT_CONFIG"]).with_name("a.token"), TOKEN)
+    found = config.load(environ=environ)
+    assert (found.token, found.cacert) == (TOKEN, "/ca.pem")
+    profiles(text.replace("a.token", "~no-such-user/a.token"))
+    with pytest.raises(UsageError, match="home"):
+        config.load(environ=environ)
+    profiles("")
+    del environ["NETRC"]
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
+    assert config.load(environ=environ, url="https://elsewhere").login is None
+
+
+def test_a_profile_with_a_password_must_not_be_readable_by_others(
+    environ: dict[str, str], profiles: Callable[[str], None]
+) -> None:
+    profiles('[profiles.a]\nurl = "https://al:pw@host"\n')
+    path = Path(environ["CARTD_CLIENT_CONFIG"])
+    path.chmod(0o600)
+    assert config.load(environ=environ).login == ("al", "pw")
+    path.chmod(0o644)
+    assert config.load(environ=environ, url="https://other").login is None
+    if sys.platform != "win32":
+        with pytest.raises(UsageError, match="chmod 600"):
+            config.load(environ=environ)
+
+
 def test_a_login_that_is_no_token_is_for_a_proxy(tmp_path: Path, environ: dict[str, str]) -> None:
     secret(tmp_path / "netrc", "machine host login al password pw\ndefault login x password y\n")
     assert config.load(environ=environ, url="https://host").login == ("al", "pw")
