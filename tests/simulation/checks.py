@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ class Checks:
         top = self._machine.volume / str(cart_id)
         tar = top / f"{spec.uid}.tar"
         if tar.exists():
-            if tar.read_bytes() != spec.tar(spec.uid):
+            created = datetime.fromisoformat(row["creation_date"]).replace(tzinfo=UTC)
+            if tar.read_bytes() != spec.tar(spec.uid, created.timestamp()):
                 self._wrong(f"{tar} holds wrong bytes")
             return  # leftovers of its tree do not matter
         for position, (name, body) in enumerate(_expected(spec, top)):

@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from cartd.manifest import parse
@@ -48,36 +49,66 @@ class Spec:
         ]
         rule = {"on_error": "partial", "max_failed": self.max_failed}
         permitted = {} if self.max_failed is None else rule
-        return json.dumps({"fileids": entries, "bundle": self.bundle, **permitted}).encode()
+        form = {"format": "bag"} if self.is_bag else {}
+        return json.dumps({"fileids": entries, "bundle": self.bundle, **permitted, **form}).encode()
+
+    @property
+    def is_bag(self) -> bool:
+        """Whether the manifest wants a bag on the volume."""
+        return self.bundle and len(self.files) % 2 == 0
 
     @property
     def fingerprint(self) -> str:
         return parse(self.body).fingerprint
 
-    def tar(self, top: str, failed: Sequence[CartFile] = (), created: int = 0) -> bytes:
+    def tar(self, top: str, created: float, failed: Sequence[CartFile] = ()) -> bytes:
         """Return the tar as :mod:`tarfile` writes it; directories come before their first file.
 
         A directory has the time of the newest file below it.  The tar of a partial cart lacks the
-        ``failed`` files and begins with their list, which has the time at which it was posted.
+        ``failed`` files and has their list.  ``created`` is the Unix time at which it was posted.
         """
         lacking = {one.position for one in failed}
         there = [one for at, one in enumerate(self.files) if at not in lacking]
         left = replace(self, files=tuple(there))
+        missing = missing_json(self.uid, failed) if failed else None
         out = io.BytesIO()
         with tarfile.open(mode="w", fileobj=out, format=tarfile.PAX_FORMAT) as tar:
-            if failed:
-                info, data = tarfile.TarInfo(f"{top}.missing.json"), missing_json(self.uid, failed)
-                info.mtime, info.size = created, len(data)
-                tar.addfile(info, io.BytesIO(data))
+            if self.is_bag:
+                _add(tar, top, None, left._newest(top, top))
+                for name, data in left._tag_files(created, missing).items():
+                    _add(tar, f"{top}/{name}", data, int(created))
+                top = f"{top}/data"
+            elif missing is not None:
+                _add(tar, f"{top}.missing.json", missing, int(created))
             for name, archive_id in left._members(top):
-                info = tarfile.TarInfo(name)
-                data = b"" if archive_id is None else content(archive_id)
-                info.type = tarfile.DIRTYPE if archive_id is None else tarfile.REGTYPE
-                info.mode = 0o755 if archive_id is None else 0o644
-                info.mtime = left._newest(name, top) if archive_id is None else mtime(archive_id)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+                if archive_id is None:
+                    _add(tar, name, None, left._newest(name, top))
+                else:
+                    _add(tar, name, content(archive_id), mtime(archive_id))
         return out.getvalue()
+
+    def _tag_files(self, created: float, missing: bytes | None) -> dict[str, bytes]:
+        """Return the files of the bag that are none of the cart's (RFC 8493)."""
+        algorithm = "sha1" if self.files else "sha512"
+
+        def hash_of(data: bytes) -> str:
+            return hashlib.new(algorithm, data).hexdigest()
+
+        sizes = [len(content(one.archive_id)) for one in self.files]
+        date = datetime.fromtimestamp(created, UTC).date()
+        info = (
+            f"External-Identifier: {self.uid}\nBagging-Date: {date}\n"
+            f"Payload-Oxum: {sum(sizes)}.{len(sizes)}\nBag-Software-Agent: cartd\n"
+        )
+        lines = [f"{hash_of(content(one.archive_id))}  data/{one.path}\n" for one in self.files]
+        tags = {
+            "bagit.txt": b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n",
+            "bag-info.txt": info.encode(),
+            **({} if missing is None else {"missing.json": missing}),
+            f"manifest-{algorithm}.txt": "".join(lines).encode(),
+        }
+        listed = "".join(f"{hash_of(data)}  {name}\n" for name, data in tags.items())
+        return {**tags, f"tagmanifest-{algorithm}.txt": listed.encode()}
 
     def _newest(self, directory: str, top: str) -> int:
         below = [one for one in self.files if f"{top}/{one.path}".startswith(f"{directory}/")]
@@ -94,6 +125,15 @@ class Spec:
                     seen.add(directory)
                     yield directory, None
             yield "/".join(parts), one.archive_id
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes | None, mtime: int) -> None:
+    """Add a file, or a directory without ``data``."""
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+    info.mode = 0o755 if data is None else 0o644
+    info.mtime, info.size = mtime, len(data or b"")
+    tar.addfile(info, io.BytesIO(data or b""))
 
 
 class Oracle:
@@ -116,7 +156,7 @@ class Oracle:
         self.read = 0
         """Number of downloads read to the end."""
         self._tags: dict[str, bytes] = {}
-        self._tars: dict[tuple[Spec, str], bytes] = {}
+        self._tars: dict[tuple[Spec, str, float], bytes] = {}
         """Of complete carts."""
 
     def post(self, spec: Spec) -> None:
@@ -127,10 +167,10 @@ class Oracle:
         """Return the tar of a cart of which these files have failed."""
         spec = self.specs[cart.uid, cart.fingerprint or ""]
         if failed:
-            return spec.tar(top, failed, int(cart.created))
-        key = spec, cart.uid if cart.bundle else top
+            return spec.tar(top, cart.created, failed)
+        key = spec, cart.uid if cart.bundle else top, cart.created if spec.is_bag else 0.0
         if key not in self._tars:
-            self._tars[key] = spec.tar(key[1])
+            self._tars[key] = spec.tar(*key[1:])
         return self._tars[key]
 
     def ids_of(self, uid: str) -> set[int]:

@@ -322,7 +322,8 @@ def test_100_000_files_have_a_bag_whose_manifest_is_not_in_memory() -> None:
     assert manifest.weight < 33 * len(tree) + 100_000
     assert max(map(len, manifest.read(0, manifest.size))) < 50_000
     written = b"".join(manifest.read(0, manifest.size))
-    assert read_manifest(written) == {f"data/{path}": sha256(data) for path, data in tree}
+    lines = (f"{sha256(data)}  data/{path.replace('%', '%25')}\n" for path, data in tree)
+    assert written == "".join(lines).encode()
     whole, files = whole_of(tar, tree), dict(tree)
     for start in range(0, tar.length, tar.length // 50):
         stop = min(start + 9000, tar.length)
