@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 NAMES = (
     "manifest", "ranges", "conditions", "uid", "filename", "authorization",
-    "config", "tokens", "response", "stream",
+    "config", "tokens", "response", "stream", "client_events", "client_manifest",
 )  # fmt: skip
 
 
