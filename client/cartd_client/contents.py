@@ -23,6 +23,8 @@ from cartd_client.tar_stream import Member
 MAX_TAG_FILE = 16 << 20
 """Bytes of a tag file that is read as a whole: all but the manifest of the files."""
 MAX_LINE = 1 << 17
+MISSING = ".missing.json"
+"""What follows the name of the folder in that of the list of missing files."""
 BAG_ALGORITHMS = ("sha512", "sha256", "sha384", "sha224", "blake2b", "blake2s", "sha1", "md5")
 """What manifests of bags may be by, the best first."""
 
@@ -90,6 +92,7 @@ class Item:
             self.outcome = ""
             return
         found = self.hasher.sums()[wanted.algorithm]
+        self.hasher = None  # of the many small files of a batch, they have most of the memory
         if found == wanted.hash_sum:
             self.outcome = wanted.algorithm
         else:
@@ -106,15 +109,17 @@ class Contents:
         expected: ExpectedFiles | None,
         *,
         is_bag: bool,
+        top: str = "",
         scratch: Path | None = None,
     ) -> None:
         """``expected``: the list of files; None: all that comes is taken, unverified.
 
+        ``top``: the only folder at the top of the tar; without it, that of the first file.
         ``scratch``: directory for a temporary file.
         """
         self.is_bag = is_bag
         self.rules = rules
-        self.top = ""
+        self.top = top
         self.expected = expected
         self.missing: list[FileProblem] = list(expected.missing) if expected else []
         self.tags: list[TagFile] = []
@@ -128,29 +133,33 @@ class Contents:
             self.expected.close()
 
     def parts(self, member: Member) -> tuple[str, ...]:
-        """Return the safe path of a member; raises VerificationFailed if it has none."""
+        """Return the safe path of a file or a directory; raises VerificationFailed without one."""
+        name = printable(member.name, 300)
         try:
-            return self.rules.parts(member.name)
+            parts = self.rules.parts(member.name)
         except UnsafeName as error:
             raise VerificationFailed(
-                f"{printable(member.name, 300)!r} in the tar is no safe name here: {error};"
-                " nothing was written for it"
+                f"{name!r} in the tar is no safe name here: {error}; nothing was written for it"
             ) from error
+        is_alone = len(parts) == 1 and not member.is_directory
+        if not self.top:
+            self.top = parts[0][: -len(MISSING)] if is_alone else parts[0]
+        # Nothing beside the folder: DIR may be the home of a user, with other folders.
+        if parts[0] != self.top and not (is_alone and parts[0] == self.top + MISSING):
+            raise VerificationFailed(f"{name!r} in the tar is not in its folder {self.top!r}")
+        if is_alone and parts[0] == self.top:
+            raise VerificationFailed(f"{name!r} in the tar is a file, and not its folder")
+        return parts
 
     def item(self, member: Member) -> Item:
         """Return what the file ``member`` is, ready to be hashed."""
-        parts = self.parts(member)
-        item = Item(member, parts)
-        if not self.top and not (len(parts) == 1 and parts[0].endswith(".missing.json")):
-            self.top = parts[0]
+        item = Item(member, self.parts(member))
+        parts = item.parts
         item.tag = self._tag_file(parts)
         if item.tag is not None:
             self.tags.append(item.tag)
             if self.is_bag:
                 item.hasher = item.tag.hasher = self._pool.new(*BAG_ALGORITHMS)
-            return item
-        if parts[0] != self.top or len(parts) < 2:
-            item.problem = f"it is not in the folder {self.top!r} of the tar"
             return item
         self._expect(item, "/".join(parts[1:]))
         wanted = item.wanted
@@ -175,10 +184,8 @@ class Contents:
 
     def _tag_file(self, parts: tuple[str, ...]) -> TagFile | None:
         if not self.is_bag:
-            if len(parts) == 1 and parts[0].endswith(".missing.json"):
-                return MissingFiles(parts[-1], self)
-            return None
-        if len(parts) != 2 or parts[0] != self.top:
+            return MissingFiles(parts[0], self) if len(parts) == 1 else None
+        if len(parts) != 2:
             return None
         name = parts[1]
         if name == "missing.json":

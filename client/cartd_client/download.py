@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -76,6 +77,8 @@ def download(
     :raises ClientError: another one; files that are wrong or missing are in the report instead.
     """
     options = options or Options()
+    if not re.fullmatch(r"[^/\\\0]+", source.filename) or source.top in ("", ".", ".."):
+        raise UsageError(f"The download cannot have the name {source.filename!r}")
     place = "standard output" if isinstance(target, Stdout) else str(target.path)
     with _disk_errors(place), ExitStack() as stack:
         scratch = _scratch(target)
@@ -256,6 +259,7 @@ class _Download:
             rules,
             None if is_bag else self._expected,
             is_bag=is_bag,
+            top=self._source.top,
             scratch=self._scratch,
         )
         if is_bag:
@@ -293,7 +297,7 @@ class _Download:
     def _check_list(self, tree: Tree, rules: NameRules) -> bool:
         """Check the names of all files; return whether all are there already and right."""
         assert self._expected is not None
-        top = self._top
+        top = self._source.top
         if self._source.format == "bag":
             return False
         check_names(self._expected, rules, top)
@@ -301,16 +305,11 @@ class _Download:
             return False
         return check_existing(tree, self._expected, rules, top) and not self._expected.missing
 
-    @property
-    def _top(self) -> str:
-        name = self._source.filename
-        return name[:-4] if name.endswith(".tar") else name
-
     def _all_here(self, tree: Tree, rules: NameRules) -> Report:
         assert self._expected is not None
         tally = Tally()
         for wanted in self._expected:
-            found = tree.status(rules.parts(f"{self._top}/{wanted.path}"))
+            found = tree.status(rules.parts(f"{self._source.top}/{wanted.path}"))
             tally.add(found.st_size if found else 0, wanted.algorithm or "")
         return Report(tally.files, tally.bytes, tally.verified, tally.unverified)
 

@@ -226,6 +226,11 @@ class Source:
     format: str = "tar"
     """``tar`` or ``bag``."""
 
+    @property
+    def top(self) -> str:
+        """The folder at the top of the tar."""
+        return self.filename[:-4] if self.filename.endswith(".tar") else self.filename
+
 
 @dataclass(frozen=True)
 class Directory:

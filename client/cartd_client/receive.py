@@ -20,7 +20,7 @@ from cartd_client.model import FileProblem
 from cartd_client.resume import State, save_state
 from cartd_client.tar_stream import Member, TarError, TarStream
 
-MAX_BATCH_FILES = 8192
+MAX_BATCH_FILES = 4096
 MAX_BATCH_BYTES = 256 << 20
 MAX_BATCH_SECONDS = 15.0
 MAX_WRONG = 1000

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cartd_client.contents import BAG_ALGORITHMS, Contents, FileManifest, Item, TagFile, Tally
@@ -62,7 +63,7 @@ def _verify_tar(path: Path, files: ExpectedFiles | None, pool: HashPool, meter: 
     sink = Sink()
     settler = Settler(sink, contents, State("", path.name, ""), None, batches=True)
     receiver = Receiver(TarStream(), contents, sink, settler)
-    with path.open("rb") as tar:
+    with path.open("rb") as tar, _bag_only(path, contents, is_bag=files is None):
         meter.start(0, os.fstat(tar.fileno()).st_size, None if files is None else files.count)
         done = 0
         while data := tar.read(_BLOCK):
@@ -75,7 +76,7 @@ def _verify_tar(path: Path, files: ExpectedFiles | None, pool: HashPool, meter: 
     finally:
         settler.stop()
     if files is None and contents.expected is None:
-        raise VerificationFailed(f"{path} is not a bag: give the files that it must have")
+        raise UsageError(f"{path} is not a bag: give the files that it must have")
     known = {problem.path for problem in contents.missing}
     for wanted in contents.not_received():
         if wanted.path not in known and len(contents.missing) < MAX_LISTED:
@@ -85,6 +86,17 @@ def _verify_tar(path: Path, files: ExpectedFiles | None, pool: HashPool, meter: 
     if files is None:
         contents.close()
     return report
+
+
+@contextmanager
+def _bag_only(path: Path, contents: Contents, *, is_bag: bool) -> Iterator[None]:
+    """Say what to do if a tar without a list of files is no bag."""
+    try:
+        yield
+    except VerificationFailed as error:
+        if is_bag and not any(tag.name == "bagit.txt" for tag in contents.tags):
+            raise UsageError(f"{path} is not a bag: give the files that it must have") from error
+        raise
 
 
 class _Verification:

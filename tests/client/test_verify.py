@@ -185,6 +185,9 @@ def test_a_tar_is_verified_against_the_list_of_a_cart(
     report = verifying.verify(tar, client.files(whole))
     assert (report.exit_status, report.verified) == (ExitStatus.OK, {"sha1": len(FILES)})
 
+    with pytest.raises(UsageError, match="is not a bag"):
+        verifying.verify(tar)
+
     content = tar.read_bytes()
     tar.write_bytes(content.replace(b"line feed", b"line FEED"))
     more = [*client.files(whole), FileEntry(999, "x", "more", 3, None, "md5", "0" * 32)]
