@@ -131,8 +131,11 @@ def _asks_for_problem(response: Response) -> bool:
 
 @schemathesis.check
 def server_errors_are_those_of_carts(ctx: CheckContext, response: Response, case: Case) -> None:
-    """500 is a cart in error, and 503 one that is not ready, for which a range was wanted."""
+    """500 is a cart in error; 503 one not ready, of which a range or checksums were wanted."""
     if response.status_code < 500:
+        return
+    if response.status_code == 503 and case.path.endswith("/checksums"):
+        assert response.json()["type"].endswith("/-/problems/not-ready")
         return
     if response.status_code == 503 and response.request.method == "GET":
         assert "range" in {name.lower() for name in response.request.headers} or any(
