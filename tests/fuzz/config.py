@@ -60,7 +60,9 @@ def _check_values(config: Config) -> None:
         if isinstance(value, float):
             assert 0 <= value < float("inf"), setting.field
         if isinstance(value, str | Path):
-            assert str(value) and "\0" not in str(value), setting.field
+            assert (str(value) or value == setting.default) and "\0" not in str(value), (
+                setting.field
+            )
 
 
 def _written(config: Config) -> str:
