@@ -271,6 +271,24 @@ def test_a_damaged_partial_cart_is_repaired(site: CartSite, bundle: bool) -> Non
     assert not (tree / "b").exists()
 
 
+def test_a_damaged_bundle_becomes_partial(site: CartSite) -> None:
+    files = {"a": b"aaa", "b": b"bbb"}
+    site.cartd.post("bundled", partial(files, site.archive, "bundled", bundle=True))
+    site.cartd.wait_until("bundled", "ready")
+    [tar] = site.on_volume("bundled")
+    assert tar.name == "bundled.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"bbb", b"BBB"))
+    (site.archive.root / "bundled-b").unlink()
+
+    repaired = site.cartd.run("cartd-cmd", "verify", "--repair", "--cartid", "bundled").stdout
+
+    assert repaired.splitlines()[-1] == "bundled: repaired and intact"
+    assert document(site.cartd, "bundled")["outcome"] == "partial"
+    [tree] = site.on_volume("bundled")
+    assert [path.name for path in tree.iterdir()] == ["a"]
+    assert (site.cartd.volume / "cartuids" / "bundled").readlink().name == "bundled"
+
+
 def test_the_commands_treat_a_partial_cart_as_ready(site: CartSite) -> None:
     files = {"a": b"aaa", "gone1": b"1", "gone2": b"2"}
     site.cartd.post("commands", partial(files, site.archive, "commands", bundle=True))
