@@ -53,6 +53,8 @@ PAGE: Final = 1000
 """Entries of a directory that are in memory at once."""
 TIME_SLICE: Final = 0.5
 """Seconds for which a thread removes the files of one tree at a time."""
+_NO_LINK = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP})
+"""Errors of reading a link that does not exist, or is not a link."""
 _RACE_ERRNOS = frozenset(
     {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EMLINK}
 )
@@ -350,9 +352,13 @@ def remove_link_of(paths: VolumePaths, cart_id: int, uid: str) -> None:
         try:
             with fs.entry(link) as (name, dir_fd):
                 target = os.readlink(name, dir_fd=dir_fd).replace(os.sep, "/")
-        except (OSError, NotImplementedError) as error:
+        except NotImplementedError:
+            return
+        except OSError as error:
             raise_if_transient(error)
-            return  # it does not exist, or is not a link
+            if error.errno not in _NO_LINK:
+                raise
+            return
         if target in own_targets:
             with translate_disk_errors(link, paths.root):
                 fs.unlink(link)

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from cartd.archive.outage_status import OutageTooLong
 from cartd.archive.retry import FileFailed
 from cartd.errors import CartdError, NoSpace, Problem
-from cartd.model import MAX_MISSING, Cart, CartFile, FileStatus, Outcome
+from cartd.model import MAX_MISSING, Cart, CartFile, CartFormat, FileStatus, Outcome
 from cartd.staging.fetch import Failures, FilesFailed
 from cartd.staging.pipeline import StagingPipeline
 from tests.support.sqlite_store import SqliteStore
@@ -187,9 +187,14 @@ class TestRetry:
             sum(map(len, FILES.values())),
         )
 
-    def test_a_bundle_is_written_once_no_file_is_missing(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("format_", CartFormat)
+    def test_a_bundle_is_written_once_no_file_is_missing(
+        self, bench: Bench, format_: CartFormat
+    ) -> None:
         bench.archive.bad = {"2": missing()}
-        cart = staged(bench, bench.put(max_failed=2, bundle=True))
+        posted = bench.put(max_failed=2, bundle=True)
+        bench.store.query("UPDATE cart SET format = ?", format_.value)
+        cart = staged(bench, posted)
         assert on_volume(bench, cart) == ["1", "3"] and not cart.has_tar
         bench.archive.bad.clear()
 

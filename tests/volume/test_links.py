@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -53,4 +55,22 @@ def test_a_real_thing_in_the_place_of_the_link_is_left(
 
 def test_where_links_are_refused_it_is_said_once(root: Path) -> None:
     assert written_by("links", root) == "warn\n"
+    assert everything(root) == EMPTY
+
+
+def test_a_link_that_cannot_be_read_now_is_removed_later(
+    volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal of the cart fails with it, and is tried again."""
+    stage(volume, a_file(BODY))
+    result_of(volume.links.place(CART))
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            result_of(volume.removal.remove(CART))
+    result_of(volume.removal.remove(CART))
     assert everything(root) == EMPTY
