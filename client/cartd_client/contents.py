@@ -218,6 +218,11 @@ class Contents:
         )
 
 
+def missing_list(top: str, *, is_bag: bool) -> tuple[str, ...]:
+    """Return the path of the list of missing files."""
+    return (top, "missing.json") if is_bag else (top + MISSING,)
+
+
 def check_names(expected: ExpectedFiles, rules: NameRules, top: str) -> None:
     """Check that each file of the list can have its name here, and none that of another.
 

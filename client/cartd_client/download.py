@@ -19,10 +19,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cartd_client.contents import Contents, Item, Tally, check_names
+from cartd_client.contents import Contents, Item, Tally, check_names, missing_list
 from cartd_client.errors import (
     CartChanged,
     ClientError,
+    ExitStatus,
     NoSpace,
     UsageError,
     VerificationFailed,
@@ -169,7 +170,7 @@ class _Download:
         settler = self._settler(sink, contents, state, None)
         self._reader.open()
         receiver = Receiver(TarStream(), contents, sink, settler)
-        self._receive(receiver, sink, 0)
+        self._receive(receiver, sink, settler, 0)
         receiver.close()
         settler.finish()
         return self._report(contents, settler.tally, problems(settler.wrong), None)
@@ -194,7 +195,7 @@ class _Download:
         receiver = Receiver(_stream_at(state.position, state), contents, sink, settler)
         with self._clearing(lambda: part.state_path.unlink(missing_ok=True)):
             self._replay(receiver, sink, part, state.position, end)
-            self._receive(receiver, sink, end)
+            self._receive(receiver, sink, settler, end)
             report = self._finish(receiver, contents, sink, settler, None)
         if not report.failed:
             part.finish()
@@ -228,24 +229,39 @@ class _Download:
         overwrite = self._options.restart
         unpacking = DirectorySink(staging, tree, contents, overwrite=overwrite)
         self._stack.callback(unpacking.close)
+        report = self._unpack(unpacking, part, contents, state, is_new=is_new)
+        unpacking.set_directory_times()
+        done = not report.failed
+        if part is not None and done:
+            part.finish()
+        return report
+
+    def _unpack(
+        self,
+        unpacking: DirectorySink,
+        part: PartFile | None,
+        contents: Contents,
+        state: State,
+        *,
+        is_new: bool,
+    ) -> Report:
+        staging, tree = unpacking.staging, unpacking.tree
         sink: Sink = unpacking if part is None else TarAndTree(unpacking, FileSink(part))
         settler = self._settler(sink, contents, state, staging.state_path)
         receiver = Receiver(TarStream(state.position), contents, sink, settler)
         end = position = state.position
         if not is_new:
             position, end = self._recover(state, contents, unpacking, part, receiver, settler)
-            self._continue(state, end, position, root)
+            self._continue(state, end, position, tree.root)
             save_state(staging.state_path, state)
         with self._clearing(lambda: staging.state_path.unlink(missing_ok=True)):
             if part is not None:
                 self._replay(receiver, sink, part, position, end)
-            self._receive(receiver, sink, end)
+            self._receive(receiver, sink, settler, end)
             report = self._finish(receiver, contents, sink, settler, tree)
-        unpacking.set_directory_times()
-        if not report.failed:
-            done = True
-            if part is not None:
-                part.finish()
+        if report.exit_status == ExitStatus.OK:
+            # It would tell of an earlier download, of which files were missing.
+            tree.remove(missing_list(self._source.top, is_bag=contents.is_bag))
         return report
 
     # Beginning
@@ -369,6 +385,7 @@ class _Download:
         position, current, items = sink.recover(state, boot_id())
         for item in items:
             settler.add(item)
+            receiver.files += not item.member.is_directory and item.tag is None
         if current is not None:
             receiver.item = current
             receiver.tar = TarStream.inside(current.member, position)
@@ -405,9 +422,10 @@ class _Download:
 
     # Receiving
 
-    def _receive(self, receiver: Receiver, sink: Sink, start: int) -> None:
+    def _receive(self, receiver: Receiver, sink: Sink, settler: Settler, start: int) -> None:
         files = self._expected.count if self._expected is not None else None
         self._meter.start(start, self._reader.length, files)
+        receiver.files += settler.tally.files
         position = start
         for data in self._reader.parts():
             sink.raw(data)

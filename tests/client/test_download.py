@@ -424,8 +424,11 @@ def test_an_interrupted_download_goes_on_and_reads_no_verified_file_again(
     hashed.clear()
     if other_boot:
         monkeypatch.setattr(download, "boot_id", lambda: "another")
-    report = through.download(cart, target, options=options)
+    progress: list[Progress] = []
+    report = through.download(cart, target, options=options, on_progress=progress.append)
     assert report.verified == {"sha1": len(FILES)}
+    assert progress[-1].files_done == progress[-1].files_total == len(FILES)
+    assert progress[-1].bytes_done == progress[-1].bytes_total == length_of(proxy)
     if target_type != "file":
         kept = tree(tmp_path)
         kept.pop("cart.tar", None)

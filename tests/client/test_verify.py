@@ -106,6 +106,28 @@ def test_a_partial_cart_names_what_is_missing_also_when_it_is_resumed(
             (tmp_path / "my.tar").unlink()
 
 
+@pytest.mark.parametrize("format", ["bag", "tar"])
+def test_a_retried_cart_completes_what_is_there(
+    site: CartSite, client: Client, tmp_path: Path, format: str
+) -> None:
+    uid = f"retried-{format}"
+    site.archive.put(f"{uid}-1", b"first")
+    entries = [entry(f"{uid}-1", "a", b"first"), entry(f"{uid}-2", "b", b"second")]
+    assert site.cartd.post(uid, manifest(entries, on_error="partial")).status == 201
+    client.wait(uid, timeout=60)
+    report = client.download(uid, Directory(tmp_path), format=format)
+    assert [problem.path for problem in report.missing] == ["b"]
+    [listed] = [path for path in tree(tmp_path) if path.endswith("missing.json")]
+
+    site.archive.put(f"{uid}-2", b"second")
+    client.retry(uid)
+    client.wait(uid, timeout=60)
+    report = client.download(uid, Directory(tmp_path), format=format)
+    assert (report.exit_status, report.verified) == (ExitStatus.OK, {"sha1": 2})
+    assert listed not in tree(tmp_path)
+    assert b"second" in tree(tmp_path).values()
+
+
 def test_a_bag_whose_sums_contradict_each_other_is_rejected(
     client: Client, whole: str, tmp_path: Path
 ) -> None:
