@@ -110,16 +110,19 @@ class Contents:
         *,
         is_bag: bool,
         top: str = "",
+        stored_top: str = "",
         scratch: Path | None = None,
     ) -> None:
         """``expected``: the list of files; None: all that comes is taken, unverified.
 
         ``top``: the only folder at the top of the tar; without it, that of the first file.
+        ``stored_top``: the folder instead if the service has the tar on its volume.
         ``scratch``: directory for a temporary file.
         """
         self.is_bag = is_bag
         self.rules = rules
         self.top = top
+        self._stored_top = stored_top
         self.expected = expected
         self.missing: list[FileProblem] = list(expected.missing) if expected else []
         self.tags: list[TagFile] = []
@@ -144,6 +147,9 @@ class Contents:
         is_alone = len(parts) == 1 and not member.is_directory
         if not self.top:
             self.top = parts[0][: -len(MISSING)] if is_alone else parts[0]
+        if parts[0] == self._stored_top:  # a tar that is stored keeps its folder
+            self.top = self._stored_top
+        self._stored_top = ""  # the first member decides
         # Nothing beside the folder: DIR may be the home of a user, with other folders.
         if parts[0] != self.top and not (is_alone and parts[0] == self.top + MISSING):
             raise VerificationFailed(f"{name!r} in the tar is not in its folder {self.top!r}")

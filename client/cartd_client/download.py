@@ -276,6 +276,7 @@ class _Download:
             None if is_bag else self._expected,
             is_bag=is_bag,
             top=self._source.top,
+            stored_top=self._source.uid,
             scratch=self._scratch,
         )
         if is_bag:

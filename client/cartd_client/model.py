@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Union
+from urllib.parse import unquote, urlsplit
 
 from cartd_client.errors import ExitStatus, InvalidResponse
 
@@ -230,6 +231,11 @@ class Source:
     def top(self) -> str:
         """The folder at the top of the tar."""
         return self.filename[:-4] if self.filename.endswith(".tar") else self.filename
+
+    @property
+    def uid(self) -> str:
+        """The uid of the cart; it is the top folder of a tar that the service has stored."""
+        return unquote(urlsplit(self.url).path.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
