@@ -144,16 +144,13 @@ def load(
 
 def read_token(path: str | os.PathLike[str]) -> str:
     """Return the token in a file; raise UsageError, also if others have access to the file."""
-    file = Path(path)
+    file = _expanded(path)
     try:
-        file = file.expanduser()
         with file.open("rb") as opened:
             _check_access(file, os.fstat(opened.fileno()))
             text = opened.read(MAX_TOKEN + 1)
     except OSError as error:
         raise UsageError(f"The token file {file} cannot be read: {error.strerror}") from error
-    except RuntimeError as error:
-        raise UsageError(f"The token file {file} cannot be read: {error}") from error
     token = text.strip().decode("ascii", errors="replace")
     valid = token.isascii() and token.isprintable() and " " not in token
     if not token or not valid or len(text) > MAX_TOKEN:
@@ -242,10 +239,10 @@ def _netrc(
     for name in [given] if given else names:
         path = Path(name)
         try:
-            path = path.expanduser()
+            path = _expanded(name)
             hosts = netrc.netrc(str(path)).hosts
-        except (FileNotFoundError, RuntimeError):
-            continue  # RuntimeError: this user has no home
+        except (FileNotFoundError, UsageError):
+            continue  # UsageError: this user has no home
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
             notes.append(f"{path} is ignored: {error}")
             continue
@@ -330,10 +327,15 @@ def _profile(name: str | None, path: Path, *, needed: bool) -> tuple[str | None,
 def _from_directory(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
     """Return the files that a profile names; relative ones are beside the file of profiles."""
     names = {key: values[key] for key in ("token_file", "cacert") if key in values}
+    return {key: str(path.parent / _expanded(name)) for key, name in names.items()}
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    """Return the path with the home directory in place of ``~``; raise UsageError."""
     try:
-        return {key: str(path.parent / Path(name).expanduser()) for key, name in names.items()}
-    except RuntimeError as error:
-        raise UsageError(f"{path}: {error}") from error
+        return Path(path).expanduser()
+    except (RuntimeError, KeyError) as error:  # KeyError: Python 3.9
+        raise UsageError(f"{path}: there is no such home directory") from error
 
 
 def _read(path: Path) -> str:
