@@ -53,6 +53,8 @@ from cartd_client.transport import Transport
 from cartd_client.tree import Tree, probe_rules
 from cartd_client.unpack import DirectorySink, Staging, check_existing
 
+MAX_RESTARTS = 3
+"""How often one download starts anew because the cart has changed."""
 RESERVE = 16 << 20
 """Bytes of the disk that a download does not count on."""
 
@@ -87,7 +89,7 @@ def download(
         if expected is not None:
             files = ExpectedFiles.of(expected, scratch)
             stack.callback(files.close)
-        backoff = transport.backoff()
+        backoff, restarts = transport.backoff(), 0
         while True:
             run = _Download(transport, source, files, options, on_progress, scratch)
             try:
@@ -97,7 +99,8 @@ def download(
                     raise
                 backoff.failed(error)
             except CartChanged:
-                if not options.restart or isinstance(target, Stdout):
+                restarts += 1
+                if not options.restart or isinstance(target, Stdout) or restarts > MAX_RESTARTS:
                     raise
                 run.forget(target)
 

@@ -288,6 +288,19 @@ def test_a_changed_cart_is_fetched_anew_only_if_asked_for(
     assert (tree(tmp_path) == expected()) != to_file
 
 
+def test_a_cart_that_changes_all_the_time_is_given_up(
+    proxy: DownloadProxy, through: Client, cart: str, tmp_path: Path
+) -> None:
+    def fault(answer: Answer) -> None:
+        answer.replace("ETag", f'"{len(proxy.requests)}"')
+        cut(answer)
+
+    proxy.fault = fault
+    with pytest.raises(CartChanged):
+        through.download(cart, Directory(tmp_path), options=Options(restart=True))
+    assert len(proxy.sent) == 2 * (1 + download.MAX_RESTARTS)
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_proxy_that_drops_ranges_costs_time_but_no_file(
     proxy: DownloadProxy, through: Client, cart: str, tmp_path: Path, jobs: int
