@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cartd import manifest
+from cartd import manifest_text
 from cartd.errors import TooLarge
-from cartd.manifest import check_entries, parse
+from cartd.manifest import parse
+from cartd.manifest_text import check_entries
 
 ENTRY = {"id": 1, "path": "a", "hashtype": "md5", "hashsum": ""}
 
@@ -64,7 +65,7 @@ values = st.recursive(
 @given(st.lists(values, min_size=2, max_size=6), st.integers(1, 40))
 def test_any_entries_are_counted_wherever_the_blocks_end(entries: list[Any], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_BLOCK", block)
+        patch.setattr(manifest_text, "BLOCK", block)
         assert_counted(entries)
 
 
@@ -89,7 +90,7 @@ def test_what_is_no_manifest_is_left_to_others(body: bytes) -> None:
 def test_few_commas_skip_the_detailed_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(manifest, "_longest_list", None)
+    monkeypatch.setattr(manifest_text, "_longest_list", None)
     check_entries(posted(*[ENTRY] * 100), 1000)
 
 
