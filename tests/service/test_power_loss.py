@@ -42,7 +42,7 @@ from cartd.volume import file_system, verify
 from cartd.volume.file_system import FileSystem, SyncFailed
 from twisted.scripts.twistd import run
 
-look = verify._file_fault
+look = verify._verify_file
 
 def recorded(below, path, *args, **more):
     if below.exists(path):
@@ -53,7 +53,7 @@ def recorded(below, path, *args, **more):
 def broken(self):
     raise SyncFailed("broken")
 
-verify._file_fault = recorded
+verify._verify_file = recorded
 """
 SELDOM = "recovery.SYNC_INTERVAL = 1e9\n"
 OFTEN = "recovery.SYNC_INTERVAL = 0.05\n"
