@@ -91,6 +91,14 @@ def expected(files: Mapping[str, bytes] = FILES, top: str = "cart") -> dict[str,
     return {f"{top}/{path}": data for path, data in files.items()}
 
 
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("usual_umask")
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_a_cart_is_unpacked_and_verified(
     site: CartSite, client: Client, cart: str, tmp_path: Path, jobs: int

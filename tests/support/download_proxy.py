@@ -134,11 +134,11 @@ class DownloadProxy:
         if answer.is_download and answer.status in (200, 206) and self.fault is not None:
             self.fault(answer)
         answer.replace("Connection", "close")
-        client.sendall(f"{answer.head}\r\n".encode("latin-1"))
         at = answer.start
         span = [at, at]
         if answer.is_download and answer.status in (200, 206):
-            self.sent.append(span)
+            self.sent.append(span)  # before a client that needs no more of it goes on
+        client.sendall(f"{answer.head}\r\n".encode("latin-1"))
         limit = answer.cut_after
         with suppress(OSError):
             while body or (body := service.recv(BLOCK)):
