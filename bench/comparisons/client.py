@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def _compared(
 ) -> list[Row]:
     stage(cartd, uid, data)
     url = f"{cartd.url}{uid}?filename={uid}.tar"
-    target = bench.files / "unpacked"
     command = f"{tool('curl')} -sSf {shlex.quote(url)} | tar x"
     if verified:
         sums = bench.files / f"{uid}.sha1"
@@ -55,8 +53,8 @@ def _compared(
         command += f" && sha1sum --quiet -c {shlex.quote(str(sums))}"
     peer = "curl, tar, sha1sum" if verified else "curl, tar"
     contest = Contest(bench.rounds)
-    contest.side("cart", lambda: _got(cartd.url, uid, data, target))
-    contest.peer(peer, lambda: lambda: _piped(command, data, target))
+    contest.side("cart", lambda: _got(bench, cartd.url, uid, data))
+    contest.peer(peer, lambda: lambda: _piped(bench, command, data))
     contest.run()
     work = f"cart get -x, {len(data.entries):,} files, {data.total_bytes // MIB:,} MiB"
     goal = Target(0.9 if verified else 0.5, at_least=True, ratio=True)
@@ -66,9 +64,9 @@ def _compared(
     ]
 
 
-def _got(service: str, uid: str, data: CartData, target: Path) -> Sample:
+def _got(bench: Bench, service: str, uid: str, data: CartData) -> Sample:
     """Download, unpack and verify by the client."""
-    _empty(target)
+    target = _target(bench)
     command = ["--url", service, "get", uid, "-x", str(target), "--progress", "none"]
     run = processes.finished([sys.executable, "-c", _CLIENT, *command])
     _check_count(target, data)
@@ -80,19 +78,20 @@ def _got(service: str, uid: str, data: CartData, target: Path) -> Sample:
     }
 
 
-def _piped(command: str, data: CartData, target: Path) -> Sample:
+def _piped(bench: Bench, command: str, data: CartData) -> Sample:
     """Download and unpack by curl and tar, and verify by a second pass if the command says so."""
-    _empty(target)
+    target = _target(bench)
     run = processes.finished(["/bin/sh", "-c", command], directory=target)
     _check_count(target, data)
     return {"s": run.seconds, "MB/s": data.total_bytes / 1e6 / run.seconds, "cpu": run.cpu}
 
 
-def _empty(target: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
+def _target(bench: Bench) -> Path:
+    """Return a new directory to unpack into, while the disk has nothing else to do."""
+    target = bench.fresh("unpacked")
     target.mkdir()
     processes.sync_disks()
+    return target
 
 
 def _check_count(target: Path, data: CartData) -> None:
