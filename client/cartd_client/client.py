@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -224,7 +223,7 @@ class Client:
             # The list may be shorter, and of another cart: the manifest's own facts count.
             known = next(listed, None)
             if file.hash_sum is None and known is not None and known.path == file.path:
-                file = replace(file, hash_type=known.hash_type, hash_sum=known.hash_sum)
+                file = file._replace(hash_type=known.hash_type, hash_sum=known.hash_sum)
             yield file
 
     def verify(

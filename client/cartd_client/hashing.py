@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any, Union
 
@@ -16,6 +17,7 @@ MAX_QUEUED = 16 << 20
 Data = Union[bytes, memoryview]
 
 
+@lru_cache(maxsize=64)
 def is_known(algorithm: str | None) -> bool:
     """Whether this Python computes sums of the algorithm, of a fixed length."""
     if not algorithm or algorithm not in hashlib.algorithms_available:

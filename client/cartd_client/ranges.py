@@ -119,7 +119,7 @@ class RangeReader:
         self._first_end = start + FIRST_RANGE if self._jobs > 1 else None
         self._first = self._request(start, self._first_end, is_first=not start)
         if self._first_end is not None and not self.has_ranges and not self._ignores_ranges:
-            # Its parts cannot be told from those of another version.
+            # Its parts cannot be distinguished from those of another version.
             self._first.response.close()
             self._first = self._request(start, None)
 

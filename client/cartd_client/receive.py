@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -32,6 +33,13 @@ class Sink:
 
     ``begin``, ``write`` and ``end`` are called by the thread that receives, :meth:`publish` by the
     one that settles.
+    """
+
+    turn: AbstractContextManager[Any] = nullcontext()
+    """Held while a part of the tar is received.
+
+    A sink whose ``publish`` makes many short system calls holds it for them: the interpreter runs
+    one thread at a time, and two that pass it on at each call take longer than one by one.
     """
 
     def raw(self, data: bytes) -> None:
@@ -209,6 +217,12 @@ class Receiver:
 
         :raises VerificationFailed: they are no tar of a cart.
         """
+        with self._sink.turn:
+            self._feed(data)
+            self._sink.flush()
+        self._settler.settle_if_due()
+
+    def _feed(self, data: bytes) -> None:
         try:
             for event in self.tar.feed(data):
                 if isinstance(event, memoryview):
@@ -219,8 +233,6 @@ class Receiver:
                     self._end()
         except TarError as error:
             raise VerificationFailed(f"The download is not the tar of a cart: {error}") from error
-        self._sink.flush()
-        self._settler.settle_if_due()
 
     def close(self) -> None:
         """Check that the tar is complete; raises VerificationFailed."""

@@ -151,13 +151,16 @@ class Response:
 def parse_json(text: bytes, url: str) -> Any:
     """Return the value; raise InvalidResponse for anything that is no JSON in UTF-8."""
     try:
-        return json.loads(text.decode(), parse_constant=_reject_constant)
+        return _decoder.decode(text.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidResponse(f"{url}: the answer is not JSON: {reason(error)}") from error
 
 
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+_decoder = json.JSONDecoder(parse_constant=_reject_constant)
 
 
 def reason(error: BaseException) -> str:

@@ -119,6 +119,7 @@ class TarAndTree(Sink):
     def __init__(self, unpacking: Sink, file_sink: FileSink) -> None:
         self.file_sink = file_sink
         self._unpacking = unpacking
+        self.turn = unpacking.turn
 
     def raw(self, data: bytes) -> None:
         self.file_sink.raw(data)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple, Union
 from zlib import adler32
 
@@ -275,19 +276,10 @@ class TarStream:
 
     def _number(self, field: bytes, what: str) -> int:
         """Return the number in octal digits, or in base 256 (GNU tar)."""
-        if field[-1] in b"\0 " and field[:-1].isdigit():  # most are
-            try:
-                return int(field[:-1], 8)
-            except ValueError:
-                raise self._error(f"a header with an invalid {what}") from None
-        match = _OCTAL.fullmatch(field)
-        if match:
-            return int(match[1] or b"0", 8)
-        if field[0] == 0x80:
-            return int.from_bytes(field[1:], "big")
-        if field[0] == 0xFF:
-            return int.from_bytes(field, "big", signed=True)
-        raise self._error(f"a header with an invalid {what}")
+        number = _parse_number(field)
+        if number is None:
+            raise self._error(f"a header with an invalid {what}")
+        return number
 
     def _size(self, size: int, record: bytes | None) -> int:
         if record is not None:
@@ -332,5 +324,22 @@ _KINDS = {
     b"K": "a link with a long target",
     b"S": "a sparse file",
 }
+
+
+@lru_cache(maxsize=4096)
+def _parse_number(field: bytes) -> int | None:
+    """Return the number in a field; cached, as most files have the mode, and many the time, of
+    others.
+    """
+    match = _OCTAL.fullmatch(field)
+    if match:
+        return int(match[1] or b"0", 8)
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    if field[0] == 0xFF:
+        return int.from_bytes(field, "big", signed=True)
+    return None
+
+
 _OCTAL = re.compile(rb"[ ]*([0-7]*)[ \0]*")
 _RECORD = re.compile(rb"([1-9][0-9]{0,6}) ([^=\n]{1,200})=")

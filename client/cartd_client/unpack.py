@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from contextlib import suppress
 from hashlib import new as new_hash
 from pathlib import Path
@@ -27,6 +28,7 @@ from cartd_client.tar_stream import Member
 from cartd_client.tree import HAS_DIR_FD, Parts, Tree
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_UTIME_BY_FD = os.utime in os.supports_fd
 _BLOCK = 1 << 20
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -112,6 +114,7 @@ class DirectorySink(Sink):
     def __init__(
         self, staging: Staging, tree: Tree, contents: Contents, *, overwrite: bool
     ) -> None:
+        self.turn = threading.Lock()
         self.staging = staging
         self.tree = tree
         self._contents = contents
@@ -157,7 +160,7 @@ class DirectorySink(Sink):
 
     def _set_time(self, fd: int, item: Item) -> None:
         mtime = item.member.mtime_ns
-        target = fd if os.utime in os.supports_fd else self.staging.path / str(item.index)
+        target = fd if _UTIME_BY_FD else self.staging.path / str(item.index)
         with suppress(OSError, OverflowError):
             os.utime(target, ns=(mtime, mtime))
 
@@ -181,6 +184,12 @@ class DirectorySink(Sink):
         batch.flush()
         right = [item for item in files if item.outcome is not None]
         self.tree.sync_files([self.staging.parts(item.index) for item in right])
+        with self.turn:
+            self._give_names(items)
+        self.tree.sync_names()
+        self._directories.flush()
+
+    def _give_names(self, items: list[Item]) -> None:
         for item in items:
             if item.member.is_directory:
                 self.tree.make_directory(item.parts)
@@ -191,8 +200,6 @@ class DirectorySink(Sink):
                 self._check_free(item)
                 self.tree.rename(self.staging.parts(item.index), item.parts)
                 item.is_named = True
-        self.tree.sync_names()
-        self._directories.flush()
 
     def settled(self, batch: Journal) -> None:
         batch.close()

@@ -160,7 +160,7 @@ class CartCommand(click.Command):
 
 
 class CartGroup(CartCommand, click.Group):
-    """The command ``cart``: its commands in the order of a cart's life, and near names told."""
+    """The command ``cart``: commands in the order of a cart's life; suggests near names."""
 
     command_class = CartCommand
     parts: ClassVar[Sequence[tuple[str, Sequence[str]]]] = (
