@@ -74,8 +74,9 @@ class StopSignals(Service):
     def privilegedStartService(self) -> None:
         """Install the handlers before any port is open."""
         self._install()
-        # The reactor installs its own handlers when it starts; replace these again.
-        self._reactor.callWhenRunning(self._install)
+        # The reactor installs its own handlers in the first step of its start; replace these again
+        # in the next one, before all that is called when it runs.
+        self._reactor.addSystemEventTrigger("during", "startup", self._install)
 
     def _install(self) -> None:
         numbers = [signal.SIGTERM, signal.SIGINT]
