@@ -168,6 +168,9 @@ def _keep(order: bytes, telling: int, output: int, errors: int) -> None:
             there.send(str(os.waitpid(pid, 0)[1]).encode())
         os._exit(0)
     os.close(telling)
+    # Ignored if the tests were started in the background, or under nohup.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.dup2(output, 1)
     os.dup2(errors, 2)
     os.closerange(3, max(output, errors) + 1)
